@@ -1,0 +1,50 @@
+# `make demo` and `make test` need only Python 3.10 or newer and make: each sets up .venv first, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow lint bench lock clean
+help:
+	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
+	@echo "make test       linter, type checker and test-suite (a few minutes)"
+	@echo "make test-slow  the longer checks"
+	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
+
+demo: $(READY)
+	$(BIN)/goodinit demo
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
+
+bench: $(READY)
+	$(BIN)/python benchmarks/bench_lsuv.py
+
+# The stamp is written last: an interrupted set-up is run again.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "goodinit needs Python 3.10 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# The zoo's vision models, in a folder that only it looks into: without its compiled operators, which do not load beside
+	@# this build of torch, an installed torchvision would break `import transformers` everywhere else.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision --upgrade timm torchvision
+	@touch $@
+
+# New pins: everything that the development environment holds now.
+lock: $(READY)
+	{ $(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude setuptools | sed 's/+cpu$$//'; \
+	  grep -E '^(timm|torchvision)==' constraints.txt; } | sort -f > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV)

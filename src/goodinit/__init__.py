@@ -1,0 +1,28 @@
+"""Makes deep networks trainable before the first step of training: LSUV initialization in one forward pass."""
+
+from goodinit.errors import (
+    DataError,
+    GoodinitError,
+    GoodinitWarning,
+    ModelError,
+    NonFiniteError,
+    OptionError,
+)
+from goodinit.lsuv import lsuv_
+from goodinit.orthonormal import orthonormal_
+from goodinit.report import Record, Report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataError",
+    "GoodinitError",
+    "GoodinitWarning",
+    "ModelError",
+    "NonFiniteError",
+    "OptionError",
+    "Record",
+    "Report",
+    "lsuv_",
+    "orthonormal_",
+]

@@ -1,0 +1,221 @@
+"""From what the caller passes as data to ``model(*args, **kwargs)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from goodinit.errors import DataError
+
+Forward = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass, ready to run."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    left_out: tuple[str, ...] = ()
+    """What of the batch the model does not take: its labels, mostly."""
+    forward: Forward | None = None
+
+    def __call__(self, model: nn.Module) -> Any:
+        """Run it."""
+        return model(*self.args, **self.kwargs) if self.forward is None else self.forward(model, self.args[0])
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors of the batch with the names of the arguments that hold them."""
+        for i, value in enumerate(self.args):
+            yield from _tensors(value, f"argument {i}")
+        for key, value in self.kwargs.items():
+            yield from _tensors(value, f"argument {key!r}")
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in self.tensors())
+        return (given or "no tensors") + (f"; not given to the model: {', '.join(self.left_out)}" if self.left_out else "")
+
+
+def first_call(model: nn.Module, data: Any, forward: Forward | None = None) -> Call:
+    """The forward pass on the first batch of ``data``.
+
+    - A tensor is the only argument; a tuple the positional, a mapping the keyword arguments.
+    - A DataLoader, a list, or any other iterable gives its first item as the batch. A list of nothing but tensors (what a
+      DataLoader yields) is a batch itself if the model needs two of them or more.
+    - Labels: a batch of a loader may hold more than the model takes. Of a tuple or list as many items are passed as
+      ``model.forward`` has positional parameters without a default (one at least; all for ``*args``), of a mapping
+      those that it has parameters for. A tuple passed as ``data`` itself is cut only where it would not fit: then likewise.
+    - With ``forward``, ``forward(model, data)`` is called; a DataLoader's first batch is taken, all else is handed on as it is.
+
+    Tensors are moved to the model's device. Nothing is changed in dtype.
+
+    Raises:
+        DataError: there is no batch, nothing in it is a tensor, or it holds NaN or infinity.
+    """
+    device = _device(model)
+    if forward is not None:
+        batch = _to(_first_item(data) if isinstance(data, DataLoader) else data, device)
+        call = Call((batch,), {}, forward=forward)
+    else:
+        call = _direct(model, data, device)
+        if all(type(x).__module__ in ("builtins", "numpy") for x in call.args) and next(call.tensors(), None) is None:
+            raise DataError(
+                f"the batch holds no tensor; got {_describe(data)}. Pass tensors (torch.as_tensor converts arrays), "
+                "or forward=lambda model, data: … for anything else"
+            )
+    _refuse_non_finite(call)
+    return call
+
+
+def _direct(model: nn.Module, data: Any, device: torch.device | None) -> Call:
+    signature = _Signature(model)
+    if isinstance(data, Tensor):
+        return Call((data.to(device),), {})
+    if isinstance(data, tuple):
+        batch = _to(data, device)
+        return Call(batch, {}) if signature.fits(len(batch)) else signature.positional(batch)
+    if isinstance(data, Mapping):
+        return Call((), dict(_to(data, device)))
+    if isinstance(data, list) and all(isinstance(x, Tensor) for x in data) and 2 <= signature.required <= len(data):
+        return signature.positional(tuple(_to(data, device)))
+    batch = _to(_first_item(data), device)
+    if isinstance(batch, (tuple, list)):
+        return signature.positional(tuple(batch))
+    if isinstance(batch, Mapping):
+        return signature.keyword(dict(batch))
+    return Call((batch,), {})
+
+
+class _Signature:
+    """What ``model.forward`` takes; a wrapper's (DataParallel, a compiled module) is that of the module inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        while True:
+            parameters = inspect.signature(model.forward).parameters.values()
+            kinds = {p.kind for p in parameters}
+            inside = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+            if inspect.Parameter.VAR_POSITIONAL not in kinds or not isinstance(inside, nn.Module):
+                break
+            model = inside
+        positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        self.required = sum(p.default is p.empty for p in positional)
+        self.most = len(positional)
+        self.any_positional = inspect.Parameter.VAR_POSITIONAL in kinds
+        self.any_keyword = inspect.Parameter.VAR_KEYWORD in kinds
+        self.keywords = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+    def fits(self, count: int) -> bool:
+        return self.any_positional or count <= self.most
+
+    def positional(self, batch: tuple[Any, ...]) -> Call:
+        count = len(batch) if self.any_positional else max(1, self.required)
+        left_out = tuple(f"item {i}" for i in range(count, len(batch)))
+        return Call(batch[:count], {}, left_out)
+
+    def keyword(self, batch: dict[str, Any]) -> Call:
+        if self.any_keyword:
+            return Call((), batch)
+        taken = {key: value for key, value in batch.items() if key in self.keywords}
+        if not taken:
+            raise DataError(
+                f"the batch is a mapping with the keys {sorted(map(str, batch))}, the model's forward takes "
+                f"{sorted(self.keywords)}; pass forward=lambda model, batch: model(batch[…])"
+            )
+        return Call((), taken, tuple(repr(key) for key in batch if key not in taken))
+
+
+def _first_item(data: Any) -> Any:
+    if data is None:
+        raise DataError("no data: pass a batch (tensor, tuple, mapping), a DataLoader, or another iterable of batches")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise DataError(
+            f"{type(data).__name__} is a Dataset of single samples; pass DataLoader(dataset, batch_size=64, shuffle=True)"
+        )
+    if isinstance(data, (str, bytes)) or hasattr(data, "__array__") or not isinstance(data, Iterable):
+        raise DataError(
+            f"cannot take a batch from {_describe(data)}; pass a tensor, a tuple, a mapping, a DataLoader, or "
+            "forward=lambda model, data: …"
+        )
+    with _order_kept(data):
+        for batch in data:
+            return batch
+    raise DataError(f"{_describe(data)} is empty: it yielded no batch")
+
+
+@contextmanager
+def _order_kept(data: Any) -> Iterator[None]:
+    """A loader with a generator of its own will shuffle later as if no batch had been taken now."""
+    generator = getattr(data, "generator", None)
+    if not isinstance(generator, torch.Generator):
+        yield
+        return
+    state = generator.get_state()
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _refuse_non_finite(call: Call) -> None:
+    for name, tensor in call.tensors():
+        if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
+            continue
+        values = _stored(tensor)
+        bad = values.numel() - int(torch.isfinite(values).sum())
+        if bad:
+            raise DataError(
+                f"the data holds NaN or infinity: {bad} of the {values.numel()} values of {name}, shape "
+                f"{tuple(tensor.shape)}; look for a division by a zero std or for missing values in the preprocessing"
+            )
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds: of a sparse one those that are not left out."""
+    if tensor.layout is torch.sparse_coo:
+        return tensor._values()  # values() asks for a coalesced tensor
+    return tensor if tensor.layout is torch.strided else tensor.values()
+
+
+def _device(model: nn.Module) -> torch.device | None:
+    """The one device of all parameters; None (leave tensors where they are) if there are several or none."""
+    devices = {p.device for p in model.parameters()}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _to(value: Any, device: torch.device | None) -> Any:
+    """``value`` with the tensors in it, in containers at any depth, moved."""
+    if device is None or device.type == "meta":
+        return value
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
+        return type(value)(*(_to(v, device) for v in value))
+    if type(value) in (tuple, list):
+        return type(value)(_to(v, device) for v in value)
+    if isinstance(value, Mapping):
+        return {key: _to(v, device) for key, v in value.items()}
+    move = getattr(value, "to", None)  # a batch class of the caller's, such as a graph
+    return move(device) if callable(move) and not isinstance(value, nn.Module) else value
+
+
+def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from _tensors(v, name)
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _tensors(v, name)
+
+
+def _describe(data: Any) -> str:
+    length = f" of length {len(data)}" if hasattr(data, "__len__") else ""
+    return f"{type(data).__module__}.{type(data).__qualname__}{length}".removeprefix("builtins.")

@@ -1,0 +1,241 @@
+"""Weights that a model computes from its parameters at every use: weight_norm, casts, LoRA, weight standardization.
+
+What a model does with nothing but its own parameters and buffers is noted as it happens, so that it can be done again with other
+values. A trial with doubled parameters tells which of them to multiply in order to multiply the weight (weight_norm's g;
+W and B in W + B A), or that there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, combinations
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from goodinit.weights import Key, Weight, Weights, storage_of
+
+# With more parameters than this in one weight they are tried one by one and all together, not in every combination.
+_MOST_COMBINED = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """A tensor that a call returned. The arguments hold `Node` and `Weight` in place of what was made from parameters."""
+
+    function: Callable[..., Any]
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    place: int | None
+    """Index in the returned tuple; None if the call returned the tensor itself."""
+
+    def evaluate(self, change: Callable[[Weight], Tensor]) -> Tensor:
+        """Compute it again, with ``change(weight)`` in place of every part of a parameter."""
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Node):
+                return x.evaluate(change)
+            return change(x) if isinstance(x, Weight) else x
+
+        out = self.function(*_mapped(self.args, value), **{k: _mapped(v, value) for k, v in self.kwargs.items()})
+        made: Tensor = out if self.place is None else out[self.place]
+        return made
+
+    def roots(self) -> dict[Key, Weight]:
+        """The parameters, or parts of them, that it is made from."""
+        found: dict[Key, Weight] = {}
+        for leaf in _leaves((self.args, tuple(self.kwargs.values()))):
+            if isinstance(leaf, Node):
+                found |= leaf.roots()
+            elif isinstance(leaf, Weight):
+                found[leaf.key] = leaf
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Computed(Weight):
+    """A weight that is computed from parameters, its roots. It has the name of the largest of them."""
+
+    node: Node = field(kw_only=True)
+    sources: tuple[Weight, ...] = field(kw_only=True)
+
+    divisible: ClassVar[bool] = False
+
+    def roots(self) -> tuple[Weight, ...]:
+        """The parameters that it is computed from."""
+        return self.sources
+
+    @cached_property
+    def key(self) -> Key:
+        """The same whenever it is computed from the same parameters."""
+        return tuple(root.key for root in self.sources)
+
+    @cached_property
+    def factors(self) -> tuple[Weight, ...]:
+        """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
+        trainable = [root for root in self.sources if root.parameter.requires_grad]
+        return next((roots for roots in _subsets(trainable) if self._times(roots, 2.0, equals=2.0)), ())
+
+    @cached_property
+    def obstacle(self) -> str | None:
+        """Status if no root multiplies it: scale-invariant if none has any effect."""
+        if self.factors:
+            return None
+        unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self.sources)
+        return "scale-invariant" if unmoved else "unsupported"
+
+    def _times(self, roots: Sequence[Weight], factor: float, *, equals: float) -> bool:
+        """Whether multiplying the roots by ``factor`` multiplies the weight by ``equals``."""
+        keys = {root.key for root in roots}
+        trial = self.node.evaluate(lambda w: w.tensor.detach() * factor if w.key in keys else w.tensor)
+        error = (trial - equals * self.tensor).abs().max()
+        return bool(error <= 8 * torch.finfo(self.tensor.dtype).eps ** 0.75 * self.tensor.abs().max())
+
+    def scale_(self, factor: Tensor) -> None:
+        """Multiply the roots that multiply it, and it."""
+        for root in self.factors:
+            root.scale_(factor)
+        self.tensor.detach().mul_(factor)
+
+    def draw_(self, fill: Callable[[Tensor], None]) -> None:
+        """Fill the root that looks like the weight itself, or else all that have as many axes, and compute the weight from them.
+
+        Roots of the form of g in g v / |v| then get the values that give the weight its drawn rows.
+        """
+        alike = [root for root in self.sources if root.tensor.shape == self.tensor.shape][:1]
+        drawn = alike or [root for root in self.sources if root.tensor.dim() == self.tensor.dim()]
+        for root in drawn:
+            root.draw_(fill)
+        (one, *more) = self.factors
+        if alike and not more and one is not alike[0] and one.tensor.dim() == self.tensor.dim():
+            _fit_gain_(one, alike[0].tensor.detach(), self.node)
+        self.refresh()
+
+    def at_first(self, axis: int) -> Computed:
+        """The weight at the first place of an axis along which it repeats itself."""
+        selected = Node(torch.select, (self.node, axis, 0), {}, None)
+        return replace(self, tensor=self.tensor.select(axis, 0), node=selected)
+
+    def refresh(self) -> None:
+        """Compute it again."""
+        self.tensor.detach().copy_(self.node.evaluate(lambda w: w.tensor))
+
+
+def _fit_gain_(gain: Weight, wanted: Tensor, node: Node) -> None:
+    """Give g, of shape (out, 1, …), the values for which g u is nearest to the wanted weight, u being the weight for g = 1."""
+    u = node.evaluate(lambda w: torch.ones_like(w.tensor) if w.key == gain.key else w.tensor)
+    axes = [i for i, size in enumerate(gain.tensor.shape) if size == 1]
+    gain.tensor.detach().copy_((wanted * u).sum(axes, keepdim=True) / (u * u).sum(axes, keepdim=True))
+
+
+def _subsets(roots: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
+    """Single ones first, then all, then what lies between."""
+    n = len(roots)
+    sizes = range(2, n) if n <= _MOST_COMBINED else ()
+    return chain(combinations(roots, 1), [tuple(roots)] if n > 1 else [], *(combinations(roots, k) for k in sizes))
+
+
+class Sources(Weights):
+    """The parameters of a model, and what it computes from them and its buffers alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
+        super().__init__(model)
+        self._buffers = {storage_of(b) for b in model.buffers()} - {0}
+
+    def find(self, tensor: object) -> Weight | None:
+        """The weight that ``tensor`` is, shares memory with, or was computed as."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if (made := self._nodes.get(id(tensor))) is not None:
+            node = made[1]
+            roots = sorted(node.roots().values(), key=lambda root: -root.tensor.numel())
+            if not roots:
+                return None
+            name, parameter = roots[0].name, roots[0].parameter
+            return Computed(name, parameter, tensor, any(r.embedded for r in roots), node=node, sources=tuple(roots))
+        return super().find(tensor)
+
+    def constant(self, tensor: object) -> bool:
+        """Whether a tensor is a buffer or was made from parameters and buffers alone: no data is in it."""
+        return isinstance(tensor, Tensor) and (id(tensor) in self._nodes or storage_of(tensor) in self._buffers)
+
+    def touched(self) -> set[int]:
+        """Ids of the parameters that something was computed from."""
+        return {id(root.parameter) for _, node in self._nodes.values() for root in node.roots().values()}
+
+    def note(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
+        """Remember how a call made its result, if it was given parameters and buffers alone."""
+        outputs: list[tuple[int | None, Any]] = [(None, out)]
+        if isinstance(out, (tuple, list)):
+            outputs = list(enumerate(out))
+        made = [(place, tensor) for place, tensor in outputs if isinstance(tensor, Tensor)]
+        if not made:
+            return
+        # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
+        gathers = function is Tensor.__getitem__ and args[0].dim() > 2
+        sources = self._sources(args, kwargs, indices=gathers)
+        if sources is not None and function in _SHAPE_ONLY:
+            sources = args, kwargs
+        for place, tensor in made:
+            if sources is None:
+                self._nodes.pop(id(tensor), None)  # changed in place by data
+            elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
+                self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
+
+    def _sources(
+        self, args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
+    ) -> tuple[Sequence[Any], dict[str, Any]] | None:
+        """The arguments with nodes and weights for tensors; None if there is data among them, or no tensor at all.
+
+        Integers are data too unless ``indices`` are allowed.
+        """
+        seen = False
+
+        def source(x: Any) -> Any:
+            nonlocal seen
+            if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
+                return x
+            if (made := self._nodes.get(id(x))) is not None:
+                found: Any = made[1]
+            elif (found := super(Sources, self).find(x)) is None:
+                if storage_of(x) not in self._buffers:
+                    raise _DataFoundError
+                found = x
+            seen = True
+            return found
+
+        try:
+            mapped = _mapped(args, source), {k: _mapped(v, source) for k, v in kwargs.items()}
+        except _DataFoundError:
+            return None
+        return mapped if seen else None
+
+
+# What these make has nothing of their argument but its shape, dtype and device.
+_SHAPE_ONLY = frozenset(
+    {Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor, Tensor.new_zeros}
+    | {torch.empty_like, torch.full_like, torch.ones_like, torch.rand_like, torch.randn_like, torch.zeros_like}
+)
+
+
+class _DataFoundError(Exception):
+    """An argument of a call is data."""
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with every element, in lists and tuples at any depth, changed."""
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(v, change) for v in value)
+    return change(value)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _leaves(v)
+    else:
+        yield value

@@ -1,0 +1,73 @@
+"""What goodinit raises and warns with.
+
+Every error says what was asked, what was seen and what to try; each also is the built-in
+exception that a caller would expect (``ValueError``, ``TypeError``, …).
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class GoodinitError(Exception):
+    """Base of all errors that goodinit raises itself."""
+
+
+class DataError(GoodinitError, ValueError):
+    """The data cannot be given to the model: none there, no tensors in it, not finite."""
+
+
+class ModelError(GoodinitError, TypeError):
+    """The model cannot be initialized: not a module, on the meta device, TorchScript, no weights."""
+
+
+class OptionError(GoodinitError, ValueError):
+    """An option has a value that cannot be meant: a pattern without a match, a target of zero."""
+
+
+class NonFiniteError(GoodinitError, ArithmeticError):
+    """NaN or infinity in an operator's output."""
+
+
+class MissingExtraError(GoodinitError, ImportError):
+    """An optional dependency is not installed."""
+
+
+class GoodinitWarning(UserWarning):
+    """A weight could not be brought to its target; the report has its status."""
+
+
+def require(module: str, *, extra: str) -> ModuleType:
+    """Import an optional dependency, or say how to install it.
+
+    Raises:
+        MissingExtraError: ``module`` is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # Only the package itself missing means "not installed": its own broken imports are its own.
+        if error.name != module.partition(".")[0]:
+            raise
+        raise MissingExtraError(
+            f"{module} is not installed; it comes with the extra {extra!r}: pip install 'goodinit[{extra}]'"
+        ) from error
+
+
+def did_you_mean(asked: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'a', 'b'?)``, or nothing where no known name is close."""
+    close = difflib.get_close_matches(asked, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
+
+
+def annotate(error: BaseException, note: str) -> None:
+    """Add a line to an exception that is not ours, as ``BaseException.add_note`` does."""
+    if sys.version_info >= (3, 11):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):
+        # Python 3.10 prints no notes: the message is the only place that people see.
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])

@@ -1,0 +1,191 @@
+"""Leaves no trace: what a forward pass changes in a model, and around it, is put back.
+
+Put back always: train and eval flags, buffers, gradients, backend switches, and the random number generators (but for
+the draws of the orthonormal matrices). Put back on failure: the weights too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Undo:
+    """Copies of the weights from before their first change."""
+
+    def __init__(self) -> None:
+        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def remember(self, parameter: Tensor) -> None:
+        """Copy a weight unless that has been done. Call it before every change."""
+        if id(parameter) not in self._saved:
+            self._saved[id(parameter)] = (parameter, parameter.detach().clone())
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put all copies back. May be run again if it was interrupted."""
+        for parameter, copy in self._saved.values():
+            parameter.copy_(copy)
+
+
+@contextmanager
+def all_or_nothing(undo: Undo) -> Iterator[None]:
+    """On any exception, KeyboardInterrupt included, the weights are put back."""
+    try:
+        yield
+    except BaseException:
+        while True:
+            try:
+                undo.restore()
+                break
+            except KeyboardInterrupt:  # a second one, of an impatient user: the weights come first
+                continue
+        raise
+
+
+class Randomness:
+    """The source of the orthonormal matrices' random numbers, kept apart from what the model draws in its forward.
+
+    With a ``generator`` of the caller's, everything is drawn from that one and torch's global generators end as they
+    were. Without, the global generators end as if only the matrices had been drawn from them.
+    """
+
+    def __init__(self, generator: torch.Generator | None) -> None:
+        self._given = generator
+        self._own: dict[torch.device, torch.Generator] = {}
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The generator to draw matrices for a device from."""
+        if self._given is not None:
+            return self._given
+        return self._own[_drawn_on(device)]
+
+    @contextmanager
+    def as_global(self, device: torch.device) -> Iterator[None]:
+        """Let what runs inside draw from this source by torch's global generator: for functions without ``generator=``."""
+        source = self.generator(device)
+        current = _global(source.device)
+        kept = current.get_state()
+        current.set_state(source.get_state())
+        try:
+            yield
+        finally:
+            source.set_state(current.get_state())
+            current.set_state(kept)
+
+    @contextmanager
+    def preserved(self, model: nn.Module) -> Iterator[None]:
+        """Isolate what runs inside: its seed follows from the generators' state, and it leaves no trace in them."""
+        devices = {_drawn_on(p.device) for p in model.parameters()} | {torch.device("cpu")}
+        before = {device: _global(device).get_state() for device in devices}
+        given = None if self._given is None else self._given.get_state()
+        python, numpy_random = random.getstate(), sys.modules.get("numpy.random")
+        numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
+        self._own = {device: _copy(_global(device)) for device in devices}
+        for device in devices:
+            # The forward's own stream: its noise is independent of the matrices, and follows from the same seed.
+            seed = torch.randint(2**62, (), generator=_copy(_global(device)), device=device)
+            _global(device).manual_seed(int(seed))
+        try:
+            yield
+        except BaseException:
+            if self._given is not None and given is not None:
+                self._given.set_state(given)
+            raise
+        else:
+            before = {device: self._own[device].get_state() for device in devices}
+        finally:
+            for device, state in before.items():
+                _global(device).set_state(state)
+            random.setstate(python)
+            if numpy_random is not None:
+                numpy_random.set_state(numpy_state)
+
+
+def _copy(generator: torch.Generator) -> torch.Generator:
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def _drawn_on(device: torch.device) -> torch.device:
+    """Where random numbers for a device are drawn: there for CUDA, on the CPU for all others."""
+    if device.type != "cuda":
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def _global(device: torch.device) -> torch.Generator:
+    """torch's global generator of a device."""
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+
+
+@contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """Put flags, buffers and gradients back at the end, whatever happened."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in model.modules()]
+    values = [(b, b.detach().clone()) for _, held, _ in buffers for b in held.values() if b is not None]
+    tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in model.modules()]
+    grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in tensors:  # weights that a hook computes into an attribute (torch.nn.utils.weight_norm)
+            vars(module).update(attributes)
+        raise
+    finally:
+        with torch.no_grad():
+            for module, training in flags:
+                module.training = training
+            for module, held, transient in buffers:
+                module._buffers.clear()
+                module._buffers.update(held)
+                module._non_persistent_buffers_set.clear()
+                module._non_persistent_buffers_set.update(transient)
+            for buffer, copy in values:
+                # By value: batch_norm updates its statistics without counting up their version.
+                # Sparse ones cannot be compared.
+                if buffer.layout is not torch.strided or not torch.equal(buffer, copy):
+                    buffer.copy_(copy)
+            for parameter, grad, grad_copy in grads:
+                if grad is not None and grad_copy is not None:
+                    grad.copy_(grad_copy)
+                parameter.grad = grad
+
+
+@contextmanager
+def training_without_noise(model: nn.Module) -> Iterator[None]:
+    """Modules as in training, but for what is random there. Flags are not put back: see `restored`.
+
+    A module that the caller set to eval inside a model in train mode (a frozen BatchNorm) stays in eval. A module
+    without parameters, buffers and children (dropout, stochastic depth, added noise) is switched to eval: all that
+    its flag can mean is noise. Functional dropout is switched off by `operators.intercept`.
+    """
+    if not model.training:
+        model.train()
+    for module in model.modules():
+        if not (module._parameters or module._buffers or module._modules):
+            module.training = False
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # fused attention skips the operators that we look for
+    try:
+        with _eager():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled modules as the Python they were made from; nothing to do while torch's compiler is not loaded."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

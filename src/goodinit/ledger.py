@@ -1,0 +1,112 @@
+"""The measurements of a pass, on the device until its end, and then the records made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from goodinit.errors import NonFiniteError
+from goodinit.report import Record
+from goodinit.weights import Key, Weight
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What scaling one weight came to, as 0-d tensors: a pass asks none for its value, so it waits for no device."""
+
+    std_before: Tensor | None = None
+    """None for a weight whose output is not measured."""
+    factor: Tensor | None = None
+    """None for a weight that was not to be scaled."""
+    alive: Tensor | None = None
+    """Bool: the output is neither constant nor zero."""
+    scaled: Tensor | None = None
+    """Bool: a factor brings the output, with its bias, to the target."""
+
+
+@dataclass
+class _Entry:
+    weight: Weight
+    operator: str
+    target: float
+    status: str
+    outcome: Outcome
+    later_uses: list[Tensor] = field(default_factory=list)
+
+    def tensors(self) -> list[Tensor]:
+        o = self.outcome
+        return [t for t in (o.std_before, o.factor, o.alive, o.scaled) if t is not None] + self.later_uses
+
+
+class Ledger:
+    """One entry for every weight reached, in the order in which they were."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Key, _Entry] = {}
+
+    def enter(self, weight: Weight, operator: str, target: float, status: str, outcome: Outcome) -> None:
+        """The first use of a weight."""
+        self._entries[weight.key] = _Entry(weight, operator, target, status, outcome)
+
+    def use_again(self, weight: Weight, operator: str, target: float, std: Tensor) -> None:
+        """A later use. A part of a weight whose elements were used in another form gets an entry of its own."""
+        entry = self._entries.get(weight.key)
+        if entry is None:
+            self.enter(weight, operator, target, "shared", Outcome(std))
+            return
+        entry.later_uses.append(std)
+        if entry.status == "scaled":
+            entry.status = "shared"
+
+    def records(self) -> tuple[Record, ...]:
+        """All entries as numbers: the one moment at which the device is waited for.
+
+        Raises:
+            NonFiniteError: an operator's output held NaN or infinity.
+        """
+        entries = list(self._entries.values())
+        numbers = iter(_fetch([t for entry in entries for t in entry.tensors()]))
+        rows = [(entry, [next(numbers) for _ in entry.tensors()]) for entry in entries]
+        for entry, values in rows:
+            if values and not abs(values[0]) < float("inf"):
+                raise NonFiniteError(_non_finite(entry))
+        return tuple(_record(entry, values) for entry, values in rows)
+
+
+def _fetch(tensors: list[Tensor]) -> Iterator[float]:
+    """Values of 0-d tensors with one transfer from each device."""
+    by_device: dict[torch.device, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        by_device.setdefault(tensor.device, []).append(i)
+    values = [0.0] * len(tensors)
+    for device, places in by_device.items():
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        for i, value in zip(places, torch.stack([tensors[i].to(wide) for i in places]).tolist(), strict=True):
+            values[i] = value
+    yield from values
+
+
+def _record(entry: _Entry, values: list[float]) -> Record:
+    shape = tuple(entry.weight.tensor.shape)
+    if entry.outcome.std_before is None:
+        return Record(entry.weight.name, entry.operator, shape, entry.status, entry.target, None, None, 1.0, tuple(values))
+    before, factor, after, status = values[0], 1.0, values[0], entry.status
+    later = values[1:]
+    if entry.outcome.factor is not None:
+        factor, alive, scaled, *later = later
+        after = entry.target if scaled else before
+        status = status if scaled else "bias-dominated" if alive else "no-signal"
+    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later))
+
+
+def _non_finite(entry: _Entry) -> str:
+    w = entry.weight
+    return (
+        f"NaN or infinity in the output of {entry.operator} with the weight {w.name!r} (module {w.module or 'the root'!r}, "
+        f"shape {tuple(w.tensor.shape)}), the first operator on a weight where it shows. It arose there, or since the "
+        "operator on a weight before it: look for a division by zero, log or sqrt of a negative number, or an overflow "
+        "(float16: try bfloat16 or float32)"
+    )

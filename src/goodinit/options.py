@@ -1,0 +1,103 @@
+"""What the caller asked for, checked before anything runs: targets, what to skip, how to draw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from goodinit.errors import ModelError, OptionError, did_you_mean
+from goodinit.weights import Weight, matches
+
+PreInit = Literal["orthonormal"] | Callable[[Tensor], object] | None
+Targets = float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to treat each weight."""
+
+    target_std: Targets
+    pre_init: PreInit
+    skip: tuple[str, ...]
+
+    @classmethod
+    def checked(cls, model: nn.Module, target_std: Targets, pre_init: PreInit, skip: str | Iterable[str]) -> Options:
+        """Options that can be meant.
+
+        Raises:
+            OptionError: a target that is not a positive number, an unknown ``pre_init``, a pattern without a match.
+        """
+        skip = (skip,) if isinstance(skip, str) else tuple(skip)
+        targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
+        for value in targets.values():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+                raise OptionError(f"target_std must be a positive number or a mapping from patterns to such; got {value!r}")
+        if not (pre_init is None or pre_init == "orthonormal" or callable(pre_init)):
+            raise OptionError(f"pre_init must be 'orthonormal', None or a function that fills a tensor; got {pre_init!r}")
+        _check_patterns(model, "skip", skip)
+        _check_patterns(model, "target_std", targets)
+        return cls(target_std, pre_init, skip)
+
+    def target(self, name: str) -> float:
+        """The std that the output of this weight should have."""
+        return next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+
+    def skips(self, name: str) -> bool:
+        """Whether a pattern of ``skip`` means this parameter."""
+        return any(matches(name, pattern) for pattern in self.skip)
+
+    def left_alone(self, weight: Weight) -> str | None:
+        """The status of a weight that is not to be changed; None for one that is.
+
+        A weight that an embedding reads too (a tied head) is changed only if a pattern of ``target_std`` asks for it.
+        """
+        if self.skips(weight.name):
+            return "skipped"
+        if not weight.parameter.requires_grad:
+            return "frozen"
+        asked_for = isinstance(self.target_std, Mapping) and any(matches(weight.name, p) for p in self.target_std)
+        return "tied" if weight.embedded and not asked_for else None
+
+    def _targets(self) -> Mapping[str, float]:
+        return self.target_std if isinstance(self.target_std, Mapping) else {"*": self.target_std}
+
+
+def check_model(model: object) -> None:
+    """Refuse what no forward pass could initialize.
+
+    Raises:
+        ModelError: not a module, no parameters, TorchScript, or weights on the meta device.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    scripted = next((name or "the model" for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ModelError(
+            f"{scripted} is TorchScript, whose operators cannot be reached from Python; initialize the module before "
+            "torch.jit.script or torch.jit.trace"
+        )
+    if next(model.parameters(), None) is None:
+        raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to initialize")
+    meta = [name for name, p in model.named_parameters() if p.is_meta]
+    if meta:
+        raise ModelError(
+            f"{len(meta)} parameters are on the meta device and hold no numbers, {meta[0]!r} the first; "
+            "give them storage first: model.to_empty(device='cpu')"
+        )
+
+
+def _check_patterns(model: nn.Module, option: str, patterns: Iterable[str]) -> None:
+    known = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise OptionError(f"{option}: patterns are strings such as 'head*'; got {pattern!r}")
+        if not any(matches(name, pattern) for name in known):
+            near = [*known, *(name for name, _ in model.named_modules() if name)]
+            raise OptionError(
+                f"{option}: the pattern {pattern!r} matches no parameter and no module of {type(model).__name__}"
+                f"{did_you_mean(pattern, near)}. Patterns are shell-style: 'head', 'layers.*', '*.attn.*'"
+            )

@@ -1,0 +1,187 @@
+"""What an initialization did with each weight: records, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+# Status -> what it means. The order is that of the summary line.
+STATUSES: dict[str, str] = {
+    "scaled": "its output has the target std",
+    "shared": "scaled at its first use, used again later",
+    "tied": "also read by an embedding: left as it is",
+    "frozen": "requires_grad=False: left as it is",
+    "skipped": "matches skip=: left as it is",
+    "scale-invariant": "no factor changes its output (weight standardization, spectral norm): left as it is",
+    "recurrent": "orthonormal gate by gate, not scaled: its output is not linear in it",
+    "unused": "not used in the forward: orthonormal, not scaled",
+    "unsupported": "used inside vmap, or by an operator that goodinit does not know: left as it is",
+    "bias-dominated": "the bias alone has more variance than the target: not scaled",
+    "no-signal": "its output is constant or zero: not scaled",
+}
+_FAILED = frozenset({"no-signal", "bias-dominated"})
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One weight."""
+
+    name: str
+    """Name of the parameter, with indices where a part of it is a weight of its own."""
+    operator: str
+    """The operator that used it first; for an unused weight, its module's class."""
+    shape: tuple[int, ...]
+    status: str
+    """A key of `STATUSES`."""
+    target: float
+    """The std that its output should have."""
+    std_before: float | None
+    """Std of the output with the weight as drawn (or as it was, with ``pre_init=None``), everything upstream being initialized.
+    None if it was not used."""
+    std_after: float | None
+    """Std of the output at the weight's first use with the weight as it is left, by the measurement of the pass:
+    |factor| * std_before where there is no bias."""
+    factor: float
+    """What the drawn weight was multiplied by."""
+    uses: tuple[float, ...] = ()
+    """Std of the output at every use, in order; more than one for a shared weight."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is at its target, or was left alone for a reason of the caller's."""
+        return self.status not in _FAILED
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `lsuv_` did. ``str(report)`` is a table; `show` prints it, in colour on a terminal with rich installed."""
+
+    records: tuple[Record, ...]
+    """In the order in which the operators ran; unused weights last."""
+    forward_passes: int
+    seconds: float
+    """Wall-clock time of the whole call."""
+    sampling_seconds: float
+    """The part of it spent in drawing orthonormal matrices. On a GPU, where work is queued, the time to queue it."""
+    batch: str = ""
+    """What the model was given."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every weight that the forward used is at its target or was left alone for a reason of the caller's."""
+        return all(record.ok for record in self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, name: str) -> Record:
+        """The record of a weight by its name."""
+        for record in self.records:
+            if record.name == name:
+                return record
+        raise KeyError(name)
+
+    def to_json(self) -> str:
+        """JSON of all fields; `from_json` reads it back. NaN and infinity do not occur."""
+        return json.dumps({"schema": _SCHEMA, **asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not a report, or one of another version's.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or raw.pop("schema", None) != _SCHEMA:
+            raise ValueError(f"not a goodinit report of schema {_SCHEMA}: {text[:80]!r}")
+        unknown = set(raw) ^ {f.name for f in fields(cls)}
+        if unknown:
+            raise ValueError(f"not a goodinit report: fields missing or unknown: {sorted(unknown)}")
+        records = tuple(Record(**{**r, "shape": tuple(r["shape"]), "uses": tuple(r["uses"])}) for r in raw.pop("records"))
+        return cls(records=records, **raw)
+
+    def __str__(self) -> str:
+        rows = [_COLUMNS, *(_cells(r) for r in self.records)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+        lines = [_line(row, widths) for row in rows]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join([*lines, self.summary()])
+
+    def summary(self) -> str:
+        """One line: how many weights of which status, passes and time."""
+        counts = Counter(r.status for r in self.records)
+        by_status = ", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s])
+        passes = f"{self.forward_passes} forward pass{'' if self.forward_passes == 1 else 'es'}"
+        times = f"{self.seconds:.2f} s, {self.sampling_seconds:.2f} s of it drawing matrices"
+        return f"{len(self)} weight{'' if len(self) == 1 else 's'} ({by_status}); {passes}, {times}"
+
+    def show(self) -> None:
+        """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
+        if sys.stdout.isatty():
+            try:
+                import rich  # noqa: PLC0415 - an extra
+            except ModuleNotFoundError:
+                pass
+            else:
+                rich.print(self)
+                return
+        print(self)  # noqa: T201 - its purpose
+
+    def __rich__(self) -> Any:
+        """The table for rich's console."""
+        from rich import box  # noqa: PLC0415 - an extra; only rich calls this
+        from rich.console import Group  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, column in enumerate(_COLUMNS):
+            table.add_column(column, justify="right" if i in _RIGHT else "left", no_wrap=i != 0)
+        for record in self.records:
+            style = {True: "dim", False: "bold red"}.get(record.ok) if record.status not in ("scaled", "shared") else None
+            table.add_row(*_cells(record), style=style)
+        return Group(table, self.summary())
+
+
+_COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
+_RIGHT = frozenset({3, 4, 5})
+
+
+def _cells(record: Record) -> tuple[str, ...]:
+    shape = "x".join(map(str, record.shape))
+    status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
+    return (
+        record.name,
+        record.operator,
+        shape,
+        _number(record.std_before),
+        _number(record.std_after),
+        _number(record.factor),
+        status,
+    )
+
+
+def _span(values: Iterable[float]) -> str:
+    low, high = min(values := list(values)), max(values)
+    return f"{_number(low)} to {_number(high)}"
+
+
+def _number(value: float | None) -> str:
+    """Three decimals, or scientific where that would hide the value."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e4 or math.isnan(value) else f"{value:.1e}"
+
+
+def _line(row: tuple[str, ...], widths: list[int]) -> str:
+    cells = (cell.rjust(w) if i in _RIGHT else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+    return "  ".join(cells).rstrip()

@@ -1,0 +1,207 @@
+"""What of the data the model is given."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from goodinit import DataError, lsuv_
+from goodinit.batches import first_call
+
+X, Y, Z = torch.randn(16, 4), torch.randint(3, (16,)), torch.randn(16, 4)
+
+
+class One(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+class OneMasked(One):
+    def forward(self, x, mask=None):
+        assert mask is None or mask.dtype == torch.bool
+        return self.fc(x)
+
+
+class Two(One):
+    def forward(self, a, b):
+        return self.fc(a + b)
+
+
+class TwoByKeyword(One):
+    def forward(self, *, image, scale):
+        return self.fc(image * scale)
+
+
+class Any(One):
+    def forward(self, *args, **kwargs):
+        return self.fc(sum(args) + sum(kwargs.values()))
+
+
+class Wrapper(nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args, **kwargs):
+        return self.module(*args, **kwargs)
+
+
+Pair = namedtuple("Pair", "inputs labels")
+
+
+def loader(*tensors, **kwargs):
+    return DataLoader(TensorDataset(*tensors), batch_size=8, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "given", "left_out"),
+    [
+        (One, X, [X], ()),
+        (One, (X,), [X], ()),
+        (One, (X, Y), [X], ("item 1",)),
+        (One, [X, Y], [X], ()),
+        (One, [(X, Y), (Z, Y)], [X], ("item 1",)),
+        (One, [[X, Y]], [X], ("item 1",)),
+        (One, [Pair(X, Y)], [X], ("item 1",)),
+        (One, iter([(X, Y)]), [X], ("item 1",)),
+        (One, loader(X, Y), [X[:8]], ("item 1",)),
+        (One, loader(X), [X[:8]], ()),
+        (OneMasked, (X, Y > 1), [X, Y > 1], ()),
+        (OneMasked, loader(X, Y), [X[:8]], ("item 1",)),
+        (Two, (X, Z), [X, Z], ()),
+        (Two, [X, Z], [X, Z], ()),
+        (Two, [X, Z, Y], [X, Z], ("item 2",)),
+        (Two, loader(X, Z, Y), [X[:8], Z[:8]], ("item 2",)),
+        (Any, loader(X, Z), [X[:8], Z[:8]], ()),
+        (lambda: Wrapper(One()), loader(X, Y), [X[:8]], ("item 1",)),
+        (lambda: nn.DataParallel(One()), loader(X, Y), [X[:8]], ("item 1",)),
+    ],
+)
+def test_positional(model, data, given, left_out):
+    model = model()
+    call = first_call(model, data)
+    assert [t.tolist() for t in call.args] == [t.tolist() for t in given]
+    assert call.left_out == left_out
+    model(*call.args)
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "keys", "left_out"),
+    [
+        (TwoByKeyword, {"image": X, "scale": Z}, {"image", "scale"}, ()),
+        (TwoByKeyword, [{"image": X, "scale": Z, "label": Y}], {"image", "scale"}, ("'label'",)),
+        (One, [{"x": X, "label": Y}], {"x"}, ("'label'",)),
+        (Any, [{"x": X, "z": Z}], {"x", "z"}, ()),
+    ],
+)
+def test_keywords(model, data, keys, left_out):
+    model = model()
+    call = first_call(model, data)
+    assert call.kwargs.keys() == keys
+    assert call.left_out == left_out
+    model(**call.kwargs)
+
+
+def test_the_report_says_what_was_given():
+    report = lsuv_(One(), loader(X, Y))
+    assert report.batch == "(8, 4) float32; not given to the model: item 1"
+
+
+def test_forward_gets_the_data_as_it_is_but_a_loaders_first_batch():
+    seen = []
+
+    def forward(model, data):
+        seen.append(data)
+        return model(X)
+
+    data = {"anything": [1, 2]}
+    for given in (data, [X, Y], None, loader(X, Y)):
+        lsuv_(One(), given, forward=forward)
+    assert seen[0] is not None
+    assert seen[0] == data
+    assert [t.shape for t in seen[1]] == [X.shape, Y.shape]
+    assert seen[2] is None
+    assert [t.shape for t in seen[3]] == [(8, 4), (8,)]
+
+
+def test_batch_of_the_callers_own_class():
+    @dataclass
+    class Graph:
+        x: torch.Tensor
+
+    class Net(One):
+        def forward(self, graph):
+            return self.fc(graph.x)
+
+    assert lsuv_(Net(), [Graph(X)]).ok
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from (X, Z)
+
+
+def test_iterable_dataset_and_loader_of_one():
+    assert first_call(One(), Stream()).args[0] is X
+    assert first_call(One(), DataLoader(Stream(), batch_size=None)).args[0] is X
+
+
+def test_a_loaders_own_generator_goes_on_as_if_untouched():
+    shuffling = loader(X, Y, shuffle=True, generator=torch.Generator().manual_seed(0))
+    lsuv_(One(), shuffling)
+    after = next(iter(shuffling))[0]
+    fresh = next(iter(loader(X, Y, shuffle=True, generator=torch.Generator().manual_seed(0))))[0]
+    assert torch.equal(after, fresh)
+
+
+def test_shuffling_by_the_global_generator_leaves_no_trace():
+    model = One()
+    a, b = (next(iter(loader(X, shuffle=True)))[0] for _ in range(2))
+    torch.manual_seed(0)
+    lsuv_(model, loader(X, Y, shuffle=True), generator=torch.Generator().manual_seed(0))
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert torch.equal(after, torch.get_rng_state())
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, "no data: pass a batch"),
+        ([], r"list of length 0 is empty: it yielded no batch"),
+        (DataLoader(TensorDataset(X[:0])), "DataLoader of length 0 is empty"),
+        (iter(()), "tuple_iterator is empty"),
+        (TensorDataset(X, Y), "TensorDataset is a Dataset of single samples; pass DataLoader"),
+        ("images/", "cannot take a batch from str of length 7"),
+        (3, "cannot take a batch from int"),
+        (X.numpy(), "cannot take a batch from numpy.ndarray"),
+        ([X.numpy()], "the batch holds no tensor"),
+        (({"x": 1},), "the batch holds no tensor"),
+        ([{"image": X, "label": Y}], r"keys \['image', 'label'\], the model's forward takes \['x'\]"),
+        (torch.full((4, 4), torch.nan), r"NaN or infinity: 16 of the 16 values of argument 0, shape \(4, 4\)"),
+        ({"x": torch.tensor([[1.0, 2, 3, torch.inf]])}, "1 of the 4 values of argument 'x'"),
+        ([[torch.tensor([[1.0, 2, 3, -torch.inf]]), Y]], "1 of the 4 values of argument 0"),
+    ],
+)
+def test_bad_data(data, message):
+    model = One()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(DataError, match=message):
+        lsuv_(model, data)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_too_many_or_too_few_arguments_are_the_models_own_error():
+    with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
+        lsuv_(Two(), (X,))
+    assert "the model was given (16, 4) float32" in str(getattr(caught.value, "__notes__", caught.value.args))

@@ -1,0 +1,221 @@
+"""Nothing is left behind after a success, and nothing at all is changed by a failure, wherever it strikes."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from goodinit import GoodinitError, NonFiniteError, lsuv_
+from nets import MODELS, assert_same, build, snapshot, surroundings
+
+
+def rng() -> list[object]:
+    return [torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()]
+
+
+def unsettle(model: nn.Module) -> None:
+    """A state that a careless tool would not put back: mixed flags, gradients, statistics of earlier training."""
+    for i, module in enumerate(model.modules()):
+        if isinstance(module, nn.Dropout) or i % 3 == 2:
+            module.training = False
+    for p in list(model.parameters())[::2]:
+        p.grad = torch.randn_like(p)
+    for name, b in model.named_buffers():
+        if b.is_floating_point():
+            b.copy_(torch.rand_like(b) + float(name.endswith("var")))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("mode", ["mixed", "eval", "train"])
+def test_success_changes_nothing_but_weights(name, mode):
+    model, data = build(name)
+    unsettle(model)
+    if mode != "mixed":
+        model.train(mode == "train")
+    model.register_forward_hook(lambda *_: None)
+    before, grads = surroundings(model), {n: p.grad for n, p in model.named_parameters()}
+    copies = {n: None if g is None else g.clone() for n, g in grads.items()}
+    kept = data.clone()
+    lsuv_(model, data, generator=torch.Generator().manual_seed(0))
+    assert_same(before, surroundings(model))
+    for n, p in model.named_parameters():
+        assert p.grad is grads[n]
+    assert_same(copies, {n: p.grad for n, p in model.named_parameters()})
+    assert torch.equal(data, kept)
+
+
+class Strike(TorchFunctionMode):
+    """Does something at the k-th call of a function of torch inside the forward."""
+
+    last: Strike
+
+    def __init__(self, at: int, strike):
+        super().__init__()
+        self.calls, self.at, self.strike = 0, at, strike
+        Strike.last = self
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls += 1
+        return self.strike(out) if self.calls == self.at else out
+
+
+def stop(out):
+    raise KeyboardInterrupt
+
+
+def fail(out):
+    raise RuntimeError("of the model's own")
+
+
+def poison(value):
+    def strike(out):
+        return out.fill_(value) if isinstance(out, Tensor) and out.is_floating_point() and out.numel() > 1 else out
+
+    return strike
+
+
+def calls_in_forward(model: nn.Module, data: Tensor) -> int:
+    counter = Strike(0, None)
+    with torch.no_grad(), counter:
+        model(data)
+    return counter.calls
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("kind", ["exception", "interrupt", "nan", "inf"])
+def test_failure_anywhere_changes_nothing(name, kind):
+    strikes = {"exception": fail, "interrupt": stop, "nan": poison(torch.nan), "inf": poison(torch.inf)}
+    model, data = build(name)
+    unsettle(model)
+    total = calls_in_forward(model, data)
+    struck = 0
+    places = {1, 2, 3, total // 3, total // 2, 2 * total // 3, total - 1, total} - {0}
+    for at in sorted(places):
+        before, random_before = snapshot(model), rng()
+
+        def forward(m, d, at=at):
+            with Strike(at, strikes[kind]):
+                return m(d.clone())
+
+        try:
+            lsuv_(model, data, forward=forward)
+            assert kind in ("nan", "inf") or Strike.last.calls < at
+        except (RuntimeError, KeyboardInterrupt, NonFiniteError) as error:
+            struck += 1
+            assert_same(before, snapshot(model))
+            assert_same(random_before, rng())
+            if kind == "exception":
+                assert "of the model's own" in str(error)
+    # NaN and Inf that no operator on a weight sees (after the last, or in a tensor that is overwritten) are no failure
+    assert struck >= 2
+
+
+def test_interrupt_during_the_restoration_does_not_stop_it(monkeypatch):
+    from goodinit import guard
+
+    model, data = build("mlp")
+    before = snapshot(model)
+    restore, attempts = guard.Undo.restore, []
+
+    def interrupted(self):
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise KeyboardInterrupt
+        restore(self)
+
+    monkeypatch.setattr(guard.Undo, "restore", interrupted)
+    with pytest.raises(RuntimeError):
+        lsuv_(model, data, forward=lambda m, d: fail(m(d)))
+    assert len(attempts) == 2
+    assert_same(before, snapshot(model))
+
+
+def test_gradients_made_by_the_forward_are_taken_back():
+    class Learner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                self.b(self.a(x)).sum().backward()
+            return x
+
+    model = Learner()
+    model.a.weight.grad = torch.ones(3, 3)
+    lsuv_(model, torch.randn(8, 3))
+    assert torch.equal(model.a.weight.grad, torch.ones(3, 3))
+    assert model.b.weight.grad is None
+
+
+def test_buffers_that_the_forward_replaces_are_put_back():
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+            self.register_buffer("average", torch.zeros(3))
+
+        def forward(self, x):
+            self.average = 0.9 * self.average + x.mean(0)
+            self.register_buffer("late", x.sum(), persistent=False)
+            return self.fc(x)
+
+    model = Averaging()
+    before = surroundings(model)
+    lsuv_(model, torch.randn(8, 3))
+    assert_same(before, surroundings(model))
+
+
+def test_global_generators_of_python_and_numpy_are_put_back():
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.fc(x * random.random() + np.random.rand() + torch.rand(()))
+
+    before = rng()
+    lsuv_(Random(), torch.randn(8, 3), generator=torch.Generator().manual_seed(0))
+    after = rng()
+    assert_same(before[1:], after[1:])
+
+
+def test_a_failure_puts_the_callers_generator_back():
+    generator = torch.Generator().manual_seed(4)
+    model, data = build("mlp")
+    before = generator.get_state()
+    with pytest.raises(RuntimeError):
+        lsuv_(model, data, generator=generator, forward=lambda m, d: fail(m(d)))
+    assert torch.equal(before, generator.get_state())
+    lsuv_(model, data, generator=generator)
+    assert not torch.equal(before, generator.get_state())
+
+
+def test_compiled_module_is_run_as_written():
+    torch._dynamo = pytest.importorskip("torch._dynamo")
+    model, data = build("mlp")
+
+    def backend(graph, inputs):
+        raise AssertionError("compiled")
+
+    compiled = torch.compile(model, backend=backend)
+    report = lsuv_(compiled, data)
+    assert len(report) == 4
+    assert all(r.status == "scaled" for r in report)
+    with pytest.raises(Exception, match="compiled"):  # the switch is back: now it would compile
+        compiled(data)
+
+
+def test_importing_costs_no_compiler():
+    assert issubclass(NonFiniteError, GoodinitError)
+    if "torch._dynamo" not in sys.modules:
+        lsuv_(nn.Linear(3, 3), torch.randn(4, 3))
+        assert "torch._dynamo" not in sys.modules

@@ -1,0 +1,231 @@
+"""The curves on the axes, not the pixels."""
+
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+
+from goodinit.errors import MissingExtraError, OptionError
+from goodinit.plots import (
+    check_picture_path,
+    demo_figure,
+    picture_formats,
+    plot_losses,
+    plot_stds,
+    running_mean,
+    short_name,
+    spread,
+)
+from goodinit.propagation import Signal
+
+
+def lines(ax):
+    """Label -> (x, y) of every labelled line."""
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in ax.get_lines()
+        if not str(line.get_label()).startswith("_")
+    }
+
+
+def values(line):
+    """The y of one line."""
+    return [float(y) for y in line.get_ydata()]
+
+
+def draw(figure):
+    """Layouts, and so their warnings, happen only when a figure is drawn."""
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
+
+
+def tick_labels(ax):
+    return [label.get_text() for label in ax.get_xticklabels()]
+
+
+def test_stds_by_layer():
+    before = {"a.weight": 0.1, "b.weight": 0.01, "c.weight": 0.001}
+    figure, ax = plot_stds(before, dict.fromkeys(before, 2.0), target=2)
+    drawn = lines(ax)
+    assert drawn["before"] == ([0, 1, 2], [0.1, 0.01, 0.001])
+    assert drawn["after"] == ([0, 1, 2], [2.0, 2.0, 2.0])
+    assert set(drawn["target 2"][1]) == {2}
+    assert ax.get_yscale() == "log"
+    assert tick_labels(ax) == ["a", "b", "c"]
+    assert ax.figure is figure
+    draw(figure)
+
+
+def test_layers_of_either_side_keep_their_place():
+    drawn = lines(plot_stds({"a": 1.0, "b": 2.0}, {"b": 3.0, "c": 4.0}, labels=("x", "y"))[1])
+    assert drawn["x"] == ([0, 1], [1.0, 2.0])
+    assert drawn["y"] == ([1, 2], [3.0, 4.0])
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 13, 31, 500])
+def test_names_stay_few_and_include_first_and_last(count):
+    stds = {f"layer{i}.weight": 1.0 for i in range(count)}
+    figure, ax = plot_stds(stds, stds)
+    shown = tick_labels(ax)
+    assert shown[0] == "layer0"
+    assert shown[-1] == f"layer{count - 1}"
+    assert min(count, 6) <= len(shown) <= 13
+    assert len(set(shown)) == len(shown)
+    assert [f"layer{round(tick)}" for tick in ax.get_xticks()] == shown
+    draw(figure)
+
+
+def test_markers_stay_few():
+    stds = {str(i): 1.0 for i in range(500)}
+    for line in plot_stds(stds, stds)[1].get_lines()[1:]:
+        every = line.get_markevery()
+        assert isinstance(every, int)
+        assert 500 / every <= 40
+
+
+def test_long_names_lose_their_middle():
+    name = "blocks.105.attention.layer0.weight"
+    assert tick_labels(plot_stds({name: 1.0}, {name: 1.0})[1]) == ["blocks.105.…n.layer0"]
+
+
+@pytest.mark.parametrize("stds", [{}, {"a": 0.0, "b": 1.0}, {"a": 0.0}, {"a": math.nan, "b": 1.0}, {"a": 1e-38, "b": 1e38}])
+def test_odd_stds_are_drawn_without_a_warning(stds):
+    draw(plot_stds(stds, stds)[0])
+
+
+def test_a_std_of_zero_falls_out_of_the_picture_at_the_bottom():
+    _, ax = plot_stds({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
+    bottom = ax.transData.transform((0, ax.get_ylim()[0]))[1]
+    assert ax.transData.transform((0, 0.0))[1] < bottom
+
+
+def test_curves_differ_in_colour_and_marker():
+    _, ax = plot_stds({"a": 1.0}, {"a": 1.0})
+    styles = [(line.get_color(), line.get_marker()) for line in ax.get_lines()[1:]]
+    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == 2
+
+
+def test_losses_raw_and_smoothed():
+    curves = {"slow": [float(i % 2) for i in range(100)], "fast": [3.0, 2.0, 1.0]}
+    figure, ax = plot_losses(curves)
+    raw_slow, smooth_slow, raw_fast, smooth_fast = ax.get_lines()
+    assert values(raw_slow) == curves["slow"]
+    assert values(smooth_slow) == running_mean(curves["slow"], 5)
+    assert lines(ax)["fast"] == ([1, 2, 3], [3.0, 2.0, 1.0])
+    assert values(raw_fast) == values(smooth_fast)
+    assert list(lines(ax)) == ["slow", "fast"]
+    assert raw_slow.get_color() == smooth_slow.get_color() != smooth_fast.get_color()
+    assert smooth_slow.get_marker() != smooth_fast.get_marker()
+    draw(figure)
+
+
+@pytest.mark.parametrize("losses", [[], [1.0], [1.0, math.nan], [math.inf]])
+def test_odd_losses_are_drawn_without_a_warning(losses):
+    draw(plot_losses({"a": losses, "b": [1.0, 2.0]})[0])
+
+
+def test_running_mean():
+    assert running_mean([1, 2, 6, 4], 1) == [1, 2, 6, 4]
+    assert running_mean([1, 2, 6, 4], 3) == [1.5, 3, 4, 5]
+    assert running_mean([1, 2, 6, 4], 2) == [1.5, 4, 5, 4]
+    assert running_mean([], 3) == []
+
+
+def test_a_given_axis_is_drawn_on():
+    ax = Figure().add_subplot()
+    assert plot_stds({"a": 1.0}, {"a": 1.0}, ax=ax) == (ax.figure, ax)
+    assert plot_losses({"a": [1.0]}, ax=ax) == (ax.figure, ax)
+
+
+def test_demo_figure():
+    default = [Signal("conv1.weight", "conv2d", 0.5, 0.4), Signal("head.weight", "linear", 0.03, 1e-8)]
+    lsuv = [Signal("conv1.weight", "conv2d", 1.0, 0.7), Signal("head.weight", "linear", 1.0, 0.9)]
+    losses = {"default": [2.3, 2.4], "LSUV": [2.3, 0.1]}
+    figure, (left, right) = demo_figure(default, lsuv, losses, title="a title", guessing=2.25)
+    drawn = lines(left)
+    assert drawn.pop("target 1")[1] == [1.0, 1.0]
+    assert {label: y for label, (_, y) in drawn.items()} == {
+        "default, all elements": [0.5, 0.03],
+        "LSUV, all elements": [1.0, 1.0],
+        "default, between images": [0.4, 1e-8],
+        "LSUV, between images": [0.7, 0.9],
+    }
+    colours = {line.get_label(): line.get_color() for line in (*left.get_lines(), *right.get_lines())}
+    for label, curve in losses.items():
+        assert colours[label] == colours[f"{label}, all elements"] == colours[f"{label}, between images"]
+        assert lines(right)[label][1] == curve
+    assert set(lines(right)["guessing: 2.25"][1]) == {2.25}
+    assert figure.get_suptitle() == "a title"
+    draw(figure)
+
+
+def test_no_global_state_of_matplotlib_is_changed():
+    before = dict(mpl.rcParams)
+    draw(plot_stds({"a": 1.0}, {"a": 1.0})[0])
+    draw(plot_losses({"a": [1.0]})[0])
+    assert dict(mpl.rcParams) == before
+    code = (
+        "import sys; from goodinit.plots import plot_stds; assert 'matplotlib' not in sys.modules; "
+        "plot_stds({'a': 1.0}, {'a': 1.0})[0].savefig(sys.argv[1]); assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, "/dev/null" if sys.platform != "win32" else "nul"], check=True, timeout=120)
+
+
+def test_missing_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for call in (
+        lambda: plot_stds({}, {}),
+        lambda: plot_losses({}),
+        picture_formats,
+        lambda: check_picture_path(tmp_path / "a.png"),
+    ):
+        with pytest.raises(MissingExtraError, match=r"matplotlib is not installed; .* pip install 'goodinit\[plot\]'"):
+            call()
+
+
+def test_check_picture_path_leaves_the_folder_as_it_is(tmp_path):
+    old = tmp_path / "old.png"
+    old.write_bytes(b"a picture")
+    check_picture_path(old)
+    check_picture_path(tmp_path / "new.PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert old.read_bytes() == b"a picture"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere/a.png", r"nowhere.a\.png': No such file or directory; name a file in a folder that you can write to"),
+        ("file/a.png", r"a\.png': Not a directory"),
+        ("a.txt", r"a\.txt': its name should end in \.png, or in one of .*svg"),
+        ("noend", r"its name should end in \.png"),
+        ("folder.png", r"which is a folder; name a file in it, '.*folder\.png.goodinit\.png'"),
+    ],
+)
+def test_paths_that_no_picture_can_be_saved_at(tmp_path, name, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OptionError, match=message):
+        check_picture_path(tmp_path / name)
+
+
+def test_short_name():
+    assert [short_name(n) for n in ("a.b.weight", "weight", "a.in_proj_weight[0:4]", "a.weight[2]")] == [
+        "a.b",
+        "weight",
+        "a.in_proj_weight[0:4]",
+        "a[2]",
+    ]
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (5, 5), (6, 5), (31, 7), (1000, 12)])
+def test_spread(count, most):
+    chosen = spread(count, most)
+    assert len(chosen) == min(count, most)
+    assert chosen == sorted(set(chosen))
+    assert not chosen or (chosen[0], chosen[-1]) == (0, count - 1)
