@@ -35,6 +35,7 @@ def refused(error, message, model, data, **options):
         ({"skip": "hed"}, r"skip: the pattern 'hed' matches no .* \(did you mean 'head', .*\?\).*shell-style"),
         ({"skip": ["body.0", "body.9*"]}, r"pattern 'body.9\*' matches no"),
         ({"skip": [0]}, "skip: patterns are strings such as 'head\\*'; got 0"),
+        ({"mode": "training"}, "mode must be 'train' or 'eval'; got 'training'"),
         ({"pre_init": "gaussian"}, "pre_init must be 'orthonormal', None or a function .* got 'gaussian'"),
     ],
 )
@@ -64,6 +65,7 @@ def test_models():
     refused(
         ModelError, "no linear operator was reached: the forward of Elementwise .* given \\(8, 4\\) float32", Elementwise(), x
     )
+    refused(ModelError, "no linear operator was reached", nn.Linear(4, 4), x, forward=lambda m, d: d)
     refused(ModelError, "ReLU has no parameters", nn.ReLU(), x)
     with pytest.raises(ModelError, match=r"2 parameters are on the meta device .* 'weight' the first; .*to_empty"):
         lsuv_(nn.Linear(4, 4, device="meta"), x)

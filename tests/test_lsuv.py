@@ -152,6 +152,29 @@ def test_dropout_is_off_and_batch_statistics_are_the_batchs(training):
     assert eval_all.fc(h).std(correction=0).item() == pytest.approx(1, abs=1e-3)
 
 
+def test_eval_mode_uses_running_statistics():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 8)), 3 * torch.randn(256, 8)
+    nn.init.constant_(model[0].running_var, 4.0)
+    (record,) = lsuv_(model, data, mode="eval")
+    assert model.training
+    assert model.eval()(data).std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    assert lsuv_(model, data, mode="train")["1.weight"].factor > 1.3 * record.factor  # there the inputs have std 1, not 1.5
+
+
+def test_noise_of_a_module_without_parameters_is_off():
+    class StochasticDepth(nn.Module):
+        def forward(self, x):
+            return x * torch.empty(len(x), 1).bernoulli_(0.5) / 0.5 if self.training else x
+
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(8, 8), StochasticDepth(), nn.RReLU(0.1, 0.9), nn.Linear(8, 8)), torch.randn(256, 8)
+    lsuv_(model, data)
+    assert model[1].training
+    assert model[2].training
+    assert model.eval()(data).std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
 # ---------------------------------------------------------------- Algorithm 1 as the oracle
 
 
@@ -319,6 +342,20 @@ def test_forward():
 
 
 # ---------------------------------------------------------------- cases
+
+
+def test_lazy_modules_are_materialized_and_initialized():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LazyConv2d(6, 3), nn.LazyBatchNorm2d(), nn.ReLU(), nn.Flatten(), nn.LazyLinear(4))
+    data = torch.randn(32, 3, 6, 6)
+    report = lsuv_(model, data)
+    assert [(r.name, r.shape, r.status) for r in report] == [
+        ("0.weight", (6, 3, 3, 3), "scaled"),
+        ("4.weight", (4, 96), "scaled"),
+    ]
+    assert type(model[0]) is nn.Conv2d
+    assert model[1].running_mean.eq(0).all()
+    assert all(s == pytest.approx(1, abs=1e-3) for s in first_use_stds(model, lambda m: m(data)).values())
 
 
 def test_shared_weight_is_scaled_at_its_first_use():
@@ -499,7 +536,7 @@ def test_one_layer_registered_in_reverse_and_named_misleadingly():
 def test_signature_is_that_of_the_issue():
     assert str(inspect.signature(lsuv_)).startswith("(model:")
     assert [p.name for p in inspect.signature(lsuv_).parameters.values()] == [
-        *("model", "data", "target_std", "pre_init", "forward", "skip", "generator")
+        *("model", "data", "target_std", "pre_init", "forward", "skip", "generator", "mode")
     ]
 
 

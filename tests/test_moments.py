@@ -57,6 +57,13 @@ def test_chunks_with_different_means(monkeypatch):
     assert moments(z).var.item() == pytest.approx(z.double().var(correction=0).item(), rel=1e-5)
 
 
+def test_a_shift_far_from_the_mean():
+    """The shift is taken from the first elements; the rest of a chunk may lie elsewhere."""
+    z = torch.cat([torch.randn(5000), 10 + torch.randn(20000)])
+    assert moments(z).var.item() == pytest.approx(z.double().var(correction=0).item(), rel=1e-5)
+    assert moments(z).mean.item() == pytest.approx(z.double().mean().item(), rel=1e-6)
+
+
 def test_empty():
     assert moments(torch.empty(0, 3)).n == 0
 

@@ -76,6 +76,20 @@ CASES = {
         normal(6),
         lambda w: w.reshape(2, 3, -1),
     ),
+    "conv2d, tall groups": (
+        lambda x, w: F.conv2d(x, w, groups=2),
+        normal(8, 2, 9, 9),
+        normal(12, 1, 1, 2),
+        None,
+        lambda w: w.reshape(2, 6, 2),
+    ),
+    "conv_transpose2d, tall groups": (
+        lambda x, w: F.conv_transpose2d(x, w, groups=2),
+        normal(8, 12, 9, 9),
+        normal(12, 1, 1, 2),
+        None,
+        lambda w: w.reshape(2, 6, 2),
+    ),
     "conv2d, channels last": (
         F.conv2d,
         normal(8, 4, 9, 9).to(memory_format=torch.channels_last),

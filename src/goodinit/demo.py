@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit.errors import DataError, OptionError, did_you_mean, require
+from goodinit.errors import OptionError, did_you_mean, require
+from goodinit.images import CLASSES, Images, digits, mnist
 from goodinit.lsuv import lsuv_
 from goodinit.plots import demo_figure, short_name, spread
 from goodinit.propagation import Signal, output_signals
@@ -29,12 +30,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DATA = ("digits", "mnist")
-CHANNELS, CLASSES, BATCH, MOMENTUM = 16, 10, 64, 0.9
+CHANNELS, BATCH, MOMENTUM = 16, 64, 0.9
 GUESSING = math.log(CLASSES)  # the loss where every class is thought equally likely
 # How many training images lsuv_ and the measurements see.
 SAMPLE = 256
-# MNIST's first training images; 400 steps of 64 images see each of them about once.
-MNIST_TRAIN = 20_000
 # Activation -> module, and a learning rate at which 30 layers train from LSUV.
 ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float]] = {"tanh": (nn.Tanh, 0.01), "relu": (nn.ReLU, 0.001)}
 
@@ -84,27 +83,6 @@ class Setting:
             raise OptionError(
                 f"{self.data} needs no data folder, got {str(self.data_dir)!r}; a data folder is for mnist (--data mnist)"
             )
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images (n, 1, height, width), standardized with the mean and std of the training set, and their labels."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    source: str
-
-    @classmethod
-    def standardized(cls, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], source: str) -> Images:
-        """From images and labels."""
-        mean, std = train[0].mean(), train[0].std()
-        return cls((train[0] - mean) / std, train[1], (test[0] - mean) / std, test[1], source)
-
-    def __str__(self) -> str:
-        height, width = self.train.shape[2:]
-        return f"{self.source}, {len(self.train):,} training and {len(self.test):,} test images of {height}x{width}"
 
 
 @dataclass(frozen=True)
@@ -265,87 +243,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500), strict=True))
     return right / len(images)
-
-
-def digits() -> Images:
-    """scikit-learn's handwritten digits: 1,797 images of 8x8 pixels, a fifth of every class held out, always the same ones."""
-    require("sklearn", extra="data")
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - needs the extra
-    from sklearn.model_selection import train_test_split  # noqa: PLC0415
-
-    x, y = load_digits(return_X_y=True)
-    parts = train_test_split(x.reshape(-1, 1, 8, 8), y, test_size=0.2, stratify=y, random_state=0)
-    train, test = (torch.as_tensor(part, dtype=torch.float32) for part in parts[:2])
-    train_labels, test_labels = (torch.as_tensor(part, dtype=torch.int64) for part in parts[2:])
-    return Images.standardized((train, train_labels), (test, test_labels), "scikit-learn's digits")
-
-
-def mnist(data_dir: Path | None = None) -> Images:
-    """MNIST, its first 20,000 training images and all of its test images, each 2x2 pixels averaged to one.
-
-    At 28x28 pixels 30 layers would take four times as long.
-    """
-    require("datasets", extra="data")
-    files = None if data_dir is None else _parquet_files(data_dir)
-    train, test = _mnist_part(files, "train", f"[:{MNIST_TRAIN}]"), _mnist_part(files, "test")
-    return Images.standardized(train, test, "MNIST at half its resolution")
-
-
-def _parquet_files(data_dir: Path) -> dict[str, list[str]]:
-    """The files of the train and test sets, in the folder or, as on the hub, in its subfolder ``mnist``."""
-    if not data_dir.is_dir():
-        raise OptionError(f"there is no data folder {str(data_dir)!r}; without a data folder MNIST is downloaded")
-    for folder in (data_dir, data_dir / "mnist"):
-        files = {split: sorted(str(path) for path in folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
-        if all(files.values()):
-            return files
-    held = sorted(path.name for path in data_dir.iterdir())
-    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
-    raise DataError(
-        f"no MNIST in the data folder {str(data_dir)!r}: expected train-*.parquet and test-*.parquet, in it or in its subfolder "
-        f"mnist, as in ylecun/mnist on the Hugging Face hub; it holds {shown}. Without a data folder MNIST is downloaded"
-    )
-
-
-def _mnist_part(files: dict[str, list[str]] | None, split: str, rows: str = "") -> tuple[Tensor, Tensor]:
-    """Images and labels of a part of MNIST, from parquet files or from the hub."""
-    import datasets  # noqa: PLC0415 - needs the extra
-
-    bars_off = datasets.utils.are_progress_bars_disabled()
-    if not sys.stderr.isatty():
-        datasets.utils.disable_progress_bars()
-    try:
-        if files is None:
-            return _decoded(datasets.load_dataset("ylecun/mnist", split=split + rows))
-        return _decoded(datasets.load_dataset("parquet", data_files=files, split=split + rows))
-    except DataError:
-        raise
-    except Exception as error:  # of many kinds: of the network, the hub, the file system, Arrow, Pillow
-        place = "ylecun/mnist from the Hugging Face hub" if files is None else " and ".join(files[split])
-        hint = "fetch its parquet files by hand, and name their folder with --data-dir" if files is None else "is it complete?"
-        raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
-    finally:
-        if not bars_off:
-            datasets.utils.enable_progress_bars()
-
-
-def _decoded(rows: Any) -> tuple[Tensor, Tensor]:
-    """Images (n, 1, 14, 14) with values from 0 to 1, and labels."""
-    import datasets  # noqa: PLC0415 - needs the extra
-    import numpy as np  # noqa: PLC0415
-
-    if not {"image", "label"} <= set(rows.column_names):
-        raise DataError(f"MNIST has the columns image and label; found: {', '.join(rows.column_names)}")
-    images = [np.asarray(image) for image in rows.cast_column("image", datasets.Image())["image"]]
-    for i, image in enumerate(images):
-        if image.shape != (28, 28):
-            raise DataError(f"MNIST's images are gray and of 28x28 pixels; image {i} is an array of shape {image.shape}")
-    labels = list(rows["label"])
-    for i, label in enumerate(labels):
-        if label not in range(CLASSES):
-            raise DataError(f"MNIST's labels are the numbers 0 to {CLASSES - 1}; label {i} is {label!r}")
-    pixels = torch.as_tensor(np.stack(images))[:, None].float() / 255
-    return F.avg_pool2d(pixels, 2), torch.as_tensor(labels)
 
 
 class Story(Silence):

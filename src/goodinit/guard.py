@@ -11,10 +11,11 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 
 class Undo:
@@ -132,7 +133,9 @@ def restored(model: nn.Module) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened."""
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in model.modules()]
-    values = [(b, b.detach().clone()) for _, held, _ in buffers for b in held.values() if b is not None]
+    every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
+    values = [(b, b.detach().clone()) for _, b in every if not isinstance(b, UninitializedBuffer)]
+    lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
     tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in model.modules()]
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     try:
@@ -155,6 +158,9 @@ def restored(model: nn.Module) -> Iterator[None]:
                 # Sparse ones cannot be compared.
                 if buffer.layout is not torch.strided or not torch.equal(buffer, copy):
                     buffer.copy_(copy)
+            for module in lazy:  # materialized by the forward, which cannot be undone: as if just made
+                if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
+                    module.reset_running_stats()
             for parameter, grad, grad_copy in grads:
                 if grad is not None and grad_copy is not None:
                     grad.copy_(grad_copy)
@@ -162,15 +168,15 @@ def restored(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def training_without_noise(model: nn.Module) -> Iterator[None]:
-    """Modules as in training, but for what is random there. Flags are not put back: see `restored`.
+def forward_mode(model: nn.Module, mode: Literal["train", "eval"]) -> Iterator[None]:
+    """Modules as in training, but for what is random there; or all in eval mode. Flags are not put back: see `restored`.
 
-    A module that the caller set to eval inside a model in train mode (a frozen BatchNorm) stays in eval. A module
+    In train mode a module that the caller set to eval inside a model in train mode (a frozen BatchNorm) stays in eval. A module
     without parameters, buffers and children (dropout, stochastic depth, added noise) is switched to eval: all that
     its flag can mean is noise. Functional dropout is switched off by `operators.intercept`.
     """
-    if not model.training:
-        model.train()
+    if mode == "eval" or not model.training:
+        model.train(mode == "train")
     for module in model.modules():
         if not (module._parameters or module._buffers or module._modules):
             module.training = False

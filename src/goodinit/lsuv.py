@@ -39,6 +39,7 @@ def lsuv_(
     forward: Forward | None = None,
     skip: str | Iterable[str] = (),
     generator: torch.Generator | None = None,
+    mode: Literal["train", "eval"] = "train",
 ) -> Report:
     """Initialize ``model`` in place so that the output of every linear operator has unit std on ``data``.
 
@@ -63,6 +64,8 @@ def lsuv_(
         skip: shell-style patterns of weights to leave as they are. Here and in ``target_std`` a pattern means a weight if
             it matches the name of the parameter (``"layers.*.weight"``) or of a module around it (``"head"``).
         generator: source of the matrices' random numbers; torch's global one by default.
+        mode: ``"train"``: as in training, but without dropout: BatchNorm uses the batch's statistics unless it was
+            frozen (in eval mode inside a model in train mode). ``"eval"``: the whole model in eval mode.
 
     Returns:
         A `Report` with one record a weight.
@@ -88,17 +91,17 @@ def lsuv_(
     """
     start = time.perf_counter()
     check_model(model)
-    options = Options.checked(model, target_std, pre_init, skip)
+    options = Options.checked(model, target_std, pre_init, skip, mode)
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
         call = first_call(model, data, forward)
         scaling = Scaling(options, undo, randomness)
-        with torch.inference_mode(False), torch.no_grad(), guard.training_without_noise(model):
+        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
             with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
                 call(model)
             scaling.draw_unused(model, seen.weights)
         records = scaling.ledger.records()
-        if not records:
+        if all(record.status == "unused" for record in records):
             raise ModelError(
                 f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
                 f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {call})"

@@ -25,12 +25,17 @@ class Options:
     skip: tuple[str, ...]
 
     @classmethod
-    def checked(cls, model: nn.Module, target_std: Targets, pre_init: PreInit, skip: str | Iterable[str]) -> Options:
+    def checked(
+        cls, model: nn.Module, target_std: Targets, pre_init: PreInit, skip: str | Iterable[str], mode: str = "train"
+    ) -> Options:
         """Options that can be meant.
 
         Raises:
-            OptionError: a target that is not a positive number, an unknown ``pre_init``, a pattern without a match.
+            OptionError: a target that is not a positive number, an unknown ``pre_init`` or ``mode``, a pattern without
+                a match.
         """
+        if mode not in ("train", "eval"):
+            raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
         for value in targets.values():

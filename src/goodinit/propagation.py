@@ -56,7 +56,7 @@ def output_signals(model: nn.Module, data: Any, *, forward: Forward | None = Non
     recorder = _Recorder()
     with guard.Randomness(None).preserved(model), guard.restored(model):
         call = first_call(model, data, forward)
-        with torch.inference_mode(False), torch.no_grad(), guard.training_without_noise(model), intercept(model, recorder):
+        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, "train"), intercept(model, recorder):
             call(model)
     return recorder.signals()
 

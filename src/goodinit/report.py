@@ -143,7 +143,7 @@ class Report:
         from rich.console import Group  # noqa: PLC0415
         from rich.table import Table  # noqa: PLC0415
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
         for i, column in enumerate(_COLUMNS):
             table.add_column(column, justify="right" if i in _RIGHT else "left", no_wrap=i != 0)
         for record in self.records:

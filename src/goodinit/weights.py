@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from goodinit.transforms import is_wrapped
 
@@ -262,7 +262,7 @@ def _fills(a: Region, b: Region) -> bool:
 
 def storage_of(tensor: Tensor) -> int:
     """Address of the memory under a tensor; 0 where there is none to share (meta, sparse, empty, vmap's)."""
-    if tensor.layout is not torch.strided or tensor.is_meta or is_wrapped(tensor):
+    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta or is_wrapped(tensor):
         return 0
     return tensor.untyped_storage().data_ptr()
 
