@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from goodinit import lsuv_
+from goodinit.intercept import intercept
 from goodinit.moments import moments
-from goodinit.operators import intercept
 from goodinit.transforms import unwrapped
 from nets import build
 

@@ -131,12 +131,13 @@ def _global(device: torch.device) -> torch.Generator:
 @contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in model.modules()]
+    modules = list(model.modules())
+    flags = [(module, module.training) for module in modules]
+    buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
     every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
     values = [(b, b.detach().clone()) for _, b in every if not isinstance(b, UninitializedBuffer)]
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
-    tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in model.modules()]
+    tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in modules]
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
     try:
         yield

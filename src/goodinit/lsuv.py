@@ -22,9 +22,10 @@ from goodinit import guard
 from goodinit.batches import Call, Forward, first_call
 from goodinit.computed import Sources
 from goodinit.errors import GoodinitWarning, ModelError, NonFiniteError, annotate
+from goodinit.intercept import intercept, module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.moments import Moments, moments
-from goodinit.operators import Layout, Operation, Part, intercept, module_operations
+from goodinit.operation import Layout, Operation, Part
 from goodinit.options import Options, PreInit, Targets, check_model
 from goodinit.report import STATUSES, Report
 from goodinit.weights import Covered

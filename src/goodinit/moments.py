@@ -17,7 +17,7 @@ from torch import Tensor
 
 # Elements read at once. On a CPU a chunk and its centred copy should stay in the cache of a core;
 # a GPU wants few, large kernels.
-_CHUNK_CPU = 1 << 18
+_CHUNK_CPU = 1 << 17
 _CHUNK_GPU = 1 << 24
 # The shift is the mean of so many elements: any number near the mean will do.
 _SHIFT_FROM = 4096

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from goodinit import guard
 from goodinit.batches import Forward, first_call
+from goodinit.intercept import intercept
 from goodinit.moments import moments
-from goodinit.operators import Operation, intercept
+from goodinit.operation import Operation
 from goodinit.options import check_model
 
 

@@ -1,0 +1,186 @@
+"""Standing in for the operators on a model's weights, in the order in which they run.
+
+`intercept` sees every call of torch's API while it is active. A call that is linear in one of the model's
+weights is handed over as an `Operation`; the handler's result is what the model gets to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.overrides import TorchFunctionMode
+
+from goodinit import transforms
+from goodinit.computed import Sources
+from goodinit.operation import Layout, Operation, written
+from goodinit.operators import CHAINS, OPERATORS, Function, chain_of_products, find_operation, is_dense_float, name_of
+from goodinit.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
+
+Handler = Callable[[Operation], Tensor]
+Prepare = Callable[[Operation, str], None]
+
+
+# Noise that training adds and a measurement should not see: function -> (argument, its position, value that turns it off).
+_NOISE: dict[Function, tuple[str, int, Any]] = {
+    F.dropout: ("training", 2, False),
+    F.dropout1d: ("training", 2, False),
+    F.dropout2d: ("training", 2, False),
+    F.dropout3d: ("training", 2, False),
+    F.alpha_dropout: ("training", 2, False),
+    F.feature_alpha_dropout: ("training", 2, False),
+    F.rrelu: ("training", 3, False),
+    F.scaled_dot_product_attention: ("dropout_p", 4, 0.0),
+    F.multi_head_attention_forward: ("dropout_p", 10, 0.0),
+    torch.dropout: ("train", 2, False),
+}
+
+
+_EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
+_MULTI_HEAD = F.multi_head_attention_forward.__code__.co_varnames
+
+
+def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    name, position, value = _NOISE[function]
+    if len(args) > position:
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+def _unchecked(function: Any) -> FunctionType:
+    """A copy of a Python function of torch's that does not ask whether it is overridden.
+
+    While a mode is active that question is answered by calling the mode again, so that the original
+    can never be entered with the mode on, which it must be for the operators inside to be seen.
+    """
+    names = {**function.__globals__, "has_torch_function": lambda _: False}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…):`, like torch.no_grad
+    """While active, hands every operation on the model's weights to ``handle`` and returns what that returns.
+
+    Functional dropout is off. Inside ``handle`` nothing is intercepted. Weights whose operator's output says nothing of
+    their scale are handed to ``prepare`` before it runs, with the status that they have for that: ``"recurrent"``,
+    ``"unsupported"``.
+    """
+
+    def __init__(self, model: nn.Module, handle: Handler, prepare: Prepare | None = None) -> None:
+        super().__init__()
+        self.weights = Sources(model)
+        self._handle = handle
+        self._prepare = prepare or _ignore
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _NOISE:
+            args, kwargs = _without_noise(func, args, kwargs)
+        if func is F.multi_head_attention_forward:
+            bound = dict(zip(_MULTI_HEAD, args, strict=False)) | kwargs
+            self.weights.stack(bound["in_proj_weight"], rows=bound["embed_dim_to_check"])
+            with self:
+                return _unchecked(F.multi_head_attention_forward)(*args, **kwargs)
+        if func in _EMBEDDINGS:
+            self.weights.read_by_embedding(kwargs["weight"] if "weight" in kwargs else args[1])
+        if func in RECURRENT:
+            args = without_dropout(func, args)
+            self._prepare_recurrent(func, args, kwargs)
+        if func in CHAINS and (chain := chain_of_products(args, self.weights)) is not None:
+            with self:
+                product = chain()
+            return product if kwargs.get("out") is None else written(kwargs["out"], product)
+        operation = find_operation(func, args, kwargs, self.weights)
+        if operation is not None:
+            return self._handle_outside(operation) if transforms.active() else self._handle(operation)
+        if func in OPERATORS and transforms.active():
+            self._note_unsupported(func, args)
+        out = func(*args, **kwargs)
+        self.weights.note(func, args, kwargs, out)
+        return out
+
+    def _handle_outside(self, operation: Operation) -> Tensor:
+        """In a transform of torch.func the handler gets the output of all samples, and the model what the final weight gives."""
+        with transforms.left() as inside, torch.no_grad():
+
+            def linear_part() -> Tensor:
+                with inside():
+                    return transforms.unwrapped(operation.linear_part())
+
+            bias = operation.bias if operation.bias_weight is not None else None
+            self._handle(replace(operation, linear_part=linear_part, bias=bias, rest=None, out=None))
+        return operation.complete(operation.linear_part())
+
+    def _prepare_recurrent(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        with transforms.left():
+            for given in gates_of_call(function, args, kwargs):
+                if (operation := _recurrent(name_of(function), given, self.weights)) is not None:
+                    self._prepare(operation, "recurrent")
+
+    def _note_unsupported(self, function: Function, args: Sequence[Any]) -> None:
+        """Weights over which vmap runs (an ensemble's, stacked)."""
+        for operand in args:
+            if isinstance(operand, Tensor) and transforms.is_wrapped(operand):
+                weight = self.weights.find(transforms.unwrapped(operand))
+                if weight is not None:
+                    self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
+
+
+def _recurrent(kind: str, given: GatedWeight, weights: Sources) -> Operation | None:
+    """A recurrent operator and one of its weights. It is not linear in it, so there is no output to scale."""
+    weight = weights.find(given.weight)
+    if weight is None:
+        return None
+    layout = Layout((0,), (1,), groups=given.gates)
+    return Operation(kind, weight, layout, _never, bias_weight=weights.find(given.bias), kept_gate=given.kept)
+
+
+def module_operations(model: nn.Module, weights: Sources) -> Iterator[Operation]:
+    """The operations that torch's own modules would do if they ran; for weights that the forward did not use."""
+    for module in model.modules():
+        for operation in _module_operations(module, weights):
+            weight = operation.weight.parameter
+            if not isinstance(weight, UninitializedParameter) and weight.numel() and is_dense_float(weight):
+                yield operation
+
+
+def _module_operations(module: nn.Module, weights: Sources) -> Iterator[Operation]:
+    kind = type(module).__name__
+    for given in gates_of_module(module):
+        if (recurrent := _recurrent(kind, given, weights)) is not None:
+            yield recurrent
+    for name, layout in _module_layouts(module):
+        weight = weights.find(getattr(module, name))
+        if weight is not None:
+            bias = weights.find(getattr(module, name.replace("weight", "bias"), None)) if name != "in_proj_weight" else None
+            yield Operation(kind, weight, layout, _never, bias_weight=bias)
+
+
+def _module_layouts(module: nn.Module) -> list[tuple[str, Layout]]:
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return [("weight", Layout((0,), tuple(range(1, module.weight.dim())), groups=module.groups))]
+    if isinstance(module, nn.Linear):
+        return [("weight", Layout((0,), (1,)))]
+    if isinstance(module, nn.Bilinear):
+        return [("weight", Layout((0,), (1, 2)))]
+    if isinstance(module, nn.MultiheadAttention):
+        apart = [(f"{x}_proj_weight", Layout((0,), (1,))) for x in "qkv"]
+        return apart if module.in_proj_weight is None else [("in_proj_weight", Layout((0,), (1,), groups=3))]
+    return []
+
+
+def _ignore(_operation: Operation, _status: str) -> None:
+    pass
+
+
+def _never() -> Tensor:
+    raise AssertionError("an unused operation has no data to run on")

@@ -1,0 +1,149 @@
+"""One call of an operator that is linear in a weight, and how the weight's axes make up matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from goodinit.orthonormal import orthonormal_
+from goodinit.weights import Weight
+
+
+class Layout(NamedTuple):
+    """How the axes of a weight make up matrices: which count them, which are rows (out), which columns (in)."""
+
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    batch: tuple[int, ...] = ()
+    groups: int = 1
+
+    def draw_(self, weight: Tensor, generator: torch.Generator | None) -> None:
+        """Fill the weight with orthonormal matrices of this layout."""
+        ordered = weight.permute(*self.batch, *self.rows, *self.columns)
+        if len(self.rows) == 1 and self.columns:
+            orthonormal_(ordered, groups=self.groups, batch_dims=len(self.batch), generator=generator)
+            return
+        count, rows, columns = (math.prod(weight.shape[i] for i in axes) for axes in (self.batch, self.rows, self.columns))
+        fresh = torch.empty(count, rows, columns, dtype=weight.dtype, device=weight.device)
+        ordered.copy_(orthonormal_(fresh, groups=self.groups, batch_dims=1, generator=generator).view(ordered.shape))
+
+    def matrices(self, weight: Tensor) -> Iterator[Tensor]:
+        """The weight's matrices as views of shape (out, in…), the convention of torch.nn.init; groups are not told apart."""
+        ordered = weight.permute(*self.batch, *self.rows, *self.columns)
+        if not self.rows:
+            ordered = ordered.unsqueeze(len(self.batch))
+        if not self.columns:
+            ordered = ordered.unsqueeze(-1)
+        stack = [ordered]
+        for _ in self.batch:
+            stack = [matrix for part in stack for matrix in part.unbind()]
+        yield from stack
+
+    def without(self, axis: int) -> Layout:
+        """The layout of a weight without one of its axes."""
+        rows, columns, batch = (_renumbered(axes, axis) for axes in (self.rows, self.columns, self.batch))
+        return Layout(rows, columns, batch, 1 if axis in self.rows else self.groups)
+
+
+def _renumbered(axes: Iterable[int], removed: int) -> tuple[int, ...]:
+    return tuple(i - (i > removed) for i in axes if i != removed)
+
+
+class Cut(NamedTuple):
+    """Matrices side by side in one weight that are scaled apart: the weight's axis, the output's axis, how many."""
+
+    weight_axis: int
+    output_axis: int
+    parts: int
+    sizes: tuple[int, ...] | None = None
+    """Of the parts along the output's axis where they differ; what lies behind them belongs to none."""
+
+
+class Part(NamedTuple):
+    """Weight, output without bias, and bias of one of the matrices that are scaled apart."""
+
+    weight: Weight
+    z: Tensor
+    bias: Tensor | None
+
+
+@dataclass
+class Operation:
+    """One call of an operator that is linear in a weight: output = z(weight) + bias + rest."""
+
+    kind: str
+    """The operator: ``"linear"``, ``"conv2d"``, ``"matmul"``, …"""
+    weight: Weight
+    layout: Layout
+    linear_part: Callable[[], Tensor]
+    """Computes z with the weight as it is when called."""
+    data_shapes: tuple[tuple[int, ...], ...] = ()
+    """Shapes of the operands that are not weights."""
+    bias: Tensor | None = None
+    """Added to z; broadcasts against it."""
+    bias_weight: Weight | None = None
+    """The parameter behind the bias."""
+    rest: Tensor | None = None
+    """Data that the operator adds (the ``input`` of addmm)."""
+    cuts: Sequence[Cut] = ()
+    out: Tensor | None = None
+    """Where the caller wants the output to be written (``out=``, ``addmm_``)."""
+    kept_gate: int | None = None
+    """The gate of a recurrent layer whose bias is left as it is."""
+
+    def __str__(self) -> str:
+        given = " and ".join(map(str, self.data_shapes))
+        weight = f"the weight {self.weight.name!r} of shape {tuple(self.weight.tensor.shape)}"
+        return f"{self.kind} with {weight} on input of shape {given}"
+
+    def complete(self, z: Tensor) -> Tensor:
+        """The operator's output from its part z, which may be overwritten unless autograd needs it."""
+        for term in (self.bias, self.rest):
+            if term is not None:
+                in_place = not torch.is_grad_enabled() and torch.result_type(z, term) == z.dtype and _fits(term, z)
+                z = z.add_(term) if in_place else z + term
+        return z if self.out is None else written(self.out, z)
+
+    def zero_bias_(self, bias: Tensor) -> None:
+        """Fill the parameter behind the bias with zeros, but for the gate that is kept."""
+        for gate, part in enumerate([bias] if self.kept_gate is None else bias.chunk(self.layout.groups)):
+            if gate != self.kept_gate:
+                part.zero_()
+
+    def parts(self, z: Tensor) -> list[Part]:
+        """The weight, its output z and its bias in the parts that are scaled apart, as views; mostly one."""
+        if not self.cuts or not self.weight.divisible:
+            return [Part(self.weight, z, self.bias)]
+        pieces = [(self.weight.tensor, z, self.bias)]
+        for cut in self.cuts:
+            pieces = [piece for whole in pieces for piece in _split(*whole, cut)]
+        return [Part(self.weight.part(w), y, b) for w, y, b in pieces]
+
+
+def written(out: Tensor, result: Tensor) -> Tensor:
+    """``out=`` with the result in it."""
+    return out.resize_(result.shape).copy_(result)
+
+
+def _fits(term: Tensor, z: Tensor) -> bool:
+    """Whether ``term`` broadcasts to z's shape; torch.broadcast_shapes would load half a second of modules."""
+    sizes = zip(reversed(term.shape), reversed(z.shape), strict=False)
+    return term.dim() <= z.dim() and all(own in (1, full) for own, full in sizes)
+
+
+def _split(w: Tensor, z: Tensor, bias: Tensor | None, cut: Cut) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    """One cut through a weight, its output and its bias, which lines up with the output from the right."""
+    biases: Sequence[Tensor | None] = [bias] * cut.parts
+    if bias is not None and -cut.output_axis <= bias.dim() and bias.shape[cut.output_axis] > 1:
+        biases = bias.tensor_split(cut.parts, cut.output_axis)
+    ws = w.tensor_split(cut.parts, cut.weight_axis)
+    if cut.sizes is None:
+        zs: Sequence[Tensor] = z.tensor_split(cut.parts, cut.output_axis)
+    else:
+        zs = z.split([*cut.sizes, z.shape[cut.output_axis] - sum(cut.sizes)], cut.output_axis)[: cut.parts]
+    return list(zip(ws, zs, biases, strict=True))
