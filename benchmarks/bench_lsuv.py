@@ -61,7 +61,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sections", default="a,b,c,d", type=lambda text: text.split(","), help="which of a,b,c,d to run")
     parser.add_argument("--repeats", default=5, type=int, help="rounds, fewer where they would exceed --budget")
     parser.add_argument("--budget", default=100.0, type=float, help="seconds for the rounds of one network or matrix")
-    parser.add_argument("--cap", default=60.0, type=float, help="seconds for one call of a peer")
+    parser.add_argument("--cap", default=60.0, type=float, help="wall-clock seconds for one call of a peer")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--threads", type=int, help="torch's default if not given")
     parser.add_argument(

@@ -132,3 +132,9 @@ def failed_stds(stds: dict[str, float], expected: int) -> list[str]:
     if len(stds) != expected:
         failed.append(f"{expected} weights scaled, {len(stds)} outputs found")
     return failed
+
+
+def failed_passes(passes: Passes) -> list[str]:
+    """What is wrong with the number of forward passes of lsuv_."""
+    once = passes.root == passes.first_module == 1
+    return [] if once else [f"{passes.root} forward passes, {passes.first_module} of the first layer"]

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
-from checks import Passes, counted_passes, failed_stds, output_stds, span, weighted_modules
+from checks import counted_passes, failed_passes, failed_stds, output_stds, span, weighted_modules
 from networks import Net
 from rows import Rows
 from speed import timed_forward
@@ -94,28 +95,27 @@ def measure(net: Net, rows: Rows, *, repeats: int, cap: float, seed: int) -> Non
             if outcomes[peer.name].again(cap):
                 _call(peer, copy.deepcopy(model), batch, outcomes[peer.name], cap)
                 gc.collect()
-    for name, outcome in outcomes.items():
-        low, high = span(outcome.stds) if outcome.stds else (None, None)
-        own_low, own_high = span(outcome.own_stds) if outcome.own_stds else (None, None)
-        rows.add(
-            "b",
-            net.name,
-            name,
-            seconds=outcome.seconds,
-            status=outcome.status,
-            error=outcome.error,
-            seconds_at_least=outcome.at_least,
-            cap_seconds=cap,
-            forward_passes=outcome.passes or None,
-            layers=layers,
-            std_min=low,
-            std_max=high,
-            own_mode="train" if next(p for p in PEERS if p.name == name).training else "eval",
-            own_mode_std_min=own_low,
-            own_mode_std_max=own_high,
-            failed_checks=outcome.failed,
-        )
+    for peer in PEERS:
+        rows.add("b", net.name, peer.name, layers=layers, cap_seconds=cap, **_metrics(peer, outcomes[peer.name]))
     print(f"b  {net.name}: " + ", ".join(f"{k} {o.status}" for k, o in outcomes.items()), flush=True)
+
+
+def _metrics(peer: Peer, outcome: Outcome) -> dict[str, Any]:
+    low, high = span(outcome.stds) if outcome.stds else (None, None)
+    own_low, own_high = span(outcome.own_stds) if outcome.own_stds else (None, None)
+    return {
+        "seconds": outcome.seconds,
+        "status": outcome.status,
+        "error": outcome.error,
+        "seconds_at_least": outcome.at_least,
+        "forward_passes": outcome.passes or None,
+        "std_min": low,
+        "std_max": high,
+        "own_mode": "train" if peer.training else "eval",
+        "own_mode_std_min": own_low,
+        "own_mode_std_max": own_high,
+        "failed_checks": outcome.failed,
+    }
 
 
 def _forward_seconds(model: nn.Module, batch: Tensor) -> float:
@@ -145,7 +145,9 @@ def _call(peer: Peer, model: nn.Module, batch: Tensor, outcome: Outcome, cap: fl
         except _TooLong:
             outcome.status, outcome.at_least, outcome.passes = "stopped", cap, passes.most
             return
-        except Exception as error:  # noqa: BLE001 - whatever a peer raises is its result
+        except Exception as error:  # whatever a peer raises is its result
+            if peer is GOODINIT:
+                raise
             first_line = (str(error).splitlines() or [""])[0]
             outcome.status, outcome.error = "crashed", f"{type(error).__name__}: {first_line}"
             return
@@ -156,12 +158,7 @@ def _call(peer: Peer, model: nn.Module, batch: Tensor, outcome: Outcome, cap: fl
     if not all(math.isfinite(std) for std in (outcome.own_stds | outcome.stds).values()):
         outcome.status = "diverged"
     if peer is GOODINIT:
-        outcome.failed += failed_stds(outcome.stds, expected=len(weighted_modules(model)))
-        outcome.failed += _failed_passes(passes)
-
-
-def _failed_passes(passes: Passes) -> list[str]:
-    return [] if passes.root == 1 else [f"{passes.root} forward passes"]
+        outcome.failed += failed_stds(outcome.stds, expected=len(weighted_modules(model))) + failed_passes(passes)
 
 
 class _TooLong(BaseException):

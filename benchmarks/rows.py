@@ -66,6 +66,7 @@ class Rows:
             "median_seconds": statistics.median(seconds) if seconds else None,
             "seconds": list(seconds),
             "failed_checks": list(failed_checks),
+            "load": round(os.getloadavg()[0], 2),  # of the last minute, this process included
             **metrics,
             **self._provenance,
         }
@@ -113,7 +114,6 @@ def _machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "openmp": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))},
-        "load_at_start": round(os.getloadavg()[0], 2),  # how much else was running
     }
 
 

@@ -14,7 +14,7 @@ Cells = Sequence[str]
 
 def markdown(rows: Sequence[Row]) -> str:
     """All that a run found."""
-    parts = [_header(rows[0])] if rows else ["no rows"]
+    parts = [_header(rows)] if rows else ["no rows"]
     for section, render in _SECTIONS.items():
         own = [row for row in rows if row["section"] == section]
         if own:
@@ -26,7 +26,8 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
-def _header(row: Row) -> str:
+def _header(rows: Sequence[Row]) -> str:
+    row, loads = rows[0], [row["load"] for row in rows]
     machine, versions = row["machine"], ", ".join(f"{k} {v}" for k, v in row["versions"].items())
     cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     commit = (row["commit"] or "none yet") + (" with changes" if row["dirty"] else "")
@@ -35,7 +36,7 @@ def _header(row: Row) -> str:
             f"## bench_lsuv, run {row['run']}\n",
             f"- `{row['command']}`, seed {row['seed']}, commit {commit}",
             f"- {versions}",
-            f"- {cpu}, {machine['memory_gib']} GiB, {machine['system']}; load {machine['load_at_start']} at the start",
+            f"- {cpu}, {machine['memory_gib']} GiB, {machine['system']}; load {min(loads)} to {max(loads)}, this run included",
             f"- Times ({row['clock']}) are medians of n; ratios are medians of the ratios within each round.",
             *(["- --quick: small networks, a test of the benchmark. The figures mean nothing."] if row["quick"] else []),
         )

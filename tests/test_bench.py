@@ -1,0 +1,147 @@
+"""benchmarks/bench_lsuv.py, on small networks: it runs, and it would notice a wrong result."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+PROVENANCE = {"run", "date", "seed", "command", "versions", "machine", "commit", "dirty", "n", "seconds", "failed_checks"}
+
+
+def bench(*arguments):
+    command = [sys.executable, BENCHMARKS / "bench_lsuv.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """The rows of a quick run, what it printed, and the file."""
+    pytest.importorskip("lsuv")
+    pytest.importorskip("anyinit")
+    pytest.importorskip("transformers")
+    out = tmp_path_factory.mktemp("bench") / "rows.jsonl"
+    done = bench("--quick", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()], done.stdout, out
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a module of the benchmarks'."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+def test_every_row_can_be_traced(quick):
+    rows, _, _ = quick
+    assert {row["section"] for row in rows} == set("abcd")
+    assert all(row.keys() >= PROVENANCE for row in rows)
+    assert len({row["run"] for row in rows}) == 1
+    assert rows[0]["versions"]["torch"] == torch.__version__
+    assert rows[0]["machine"].keys() >= {"cpu", "cores", "threads", "memory_gib"}
+    assert all(len(row["seconds"]) == row["n"] for row in rows if row["section"] != "d")
+
+
+def test_results_are_checked_while_timing(quick):
+    rows, _, _ = quick
+    assert not [row["failed_checks"] for row in rows if row["failed_checks"]]
+    ours = [
+        row for row in rows if row["contestant"] in ("lsuv_", "lsuv_(pre_init=None)", "goodinit lsuv_") and row["section"] in "ab"
+    ]
+    assert len(ours) >= 15
+    for row in ours:
+        assert row["forward_passes"] == 1
+        assert abs(row["std_min"] - 1) < 1e-3
+        assert abs(row["std_max"] - 1) < 1e-3
+    grams = [row["gram_error"] for row in rows if row["contestant"] in ("lsuv_", "orthonormal_") and "gram_error" in row]
+    assert len(grams) >= 10
+    assert all(0 < gram < 5e-6 for gram in grams)
+
+
+def test_peers_that_fail_or_would_take_too_long_are_rows_too(quick):
+    rows, _, _ = quick
+    by = {(row["name"], row["contestant"]): row for row in rows if row["section"] == "b"}
+    deep = by["mlp-1000", "lsuv 0.3.0"]
+    assert (deep["status"], deep["n"]) == ("not run", 0)
+    assert deep["seconds_at_least"] > deep["cap_seconds"]
+    crashed = by["gpt2-like", "anyinit 0.4.0"]
+    assert crashed["status"] == "crashed"
+    assert crashed["error"].startswith("RuntimeError: ")
+    # Hooks on nn.Linear do not see GPT-2's layers.
+    assert by["gpt2-like", "lsuv 0.3.0"]["std_min"] < 0.5
+
+
+def test_the_table_is_made_from_the_last_run(quick):
+    rows, printed, out = quick
+    older = out.with_name("two_runs.jsonl")
+    older.write_text(json.dumps({**rows[0], "run": "an older one", "name": "forgotten"}) + "\n" + out.read_text())
+    done = bench("--table", older)
+    assert done.returncode == 0, done.stderr
+    text = older.with_suffix(".md").read_text()
+    assert text.strip() == done.stdout.strip()
+    assert text.strip() in printed
+    assert "forgotten" not in text
+    for shown in ("### a.", "### b.", "### c.", "### d.", "None: every result", rows[0]["run"]):
+        assert shown in text
+
+
+def test_targets_are_judged_and_wrong_results_named(quick, module):
+    rows, _, _ = quick
+    full = [{**row, "quick": False} for row in rows]
+    full[0]["failed_checks"] = ["fc1 has std 1.00200"]
+    text = module("table").markdown(full)
+    targets = text.partition("### Targets")[2].partition("###")[0]
+    assert len(re.findall(r"\| (?:met|NOT MET) +\|", targets)) >= 6
+    assert "a mlp-10 forward: fc1 has std 1.00200" in text
+
+
+def test_a_wrong_result_ends_with_exit_code_1(module, monkeypatch, tmp_path, capsys):
+    bench_lsuv, matrices = module("bench_lsuv"), module("matrices")
+    monkeypatch.setattr(matrices, "orthonormal_", lambda w: nn.init.orthogonal_(w, gain=1 + 1e-5))
+    monkeypatch.setattr(sys, "argv", ["bench_lsuv.py", "--quick", "--sections", "c", "--out", str(tmp_path / "rows.jsonl")])
+    threads = torch.get_num_threads()
+    try:
+        assert bench_lsuv.main() == 1
+    finally:
+        torch.set_num_threads(threads)
+    assert "WRONG RESULT: c 16x144 orthonormal_: Gram error 2.0e-05" in capsys.readouterr().err
+
+
+def test_stds_are_taken_before_an_activation_in_place(module):
+    checks = module("checks")
+    net = nn.Sequential(nn.Linear(8, 400), nn.ReLU(inplace=True), nn.Linear(400, 5))
+    x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    stds = checks.output_stds(net, x, training=True)
+    assert stds["0"] == pytest.approx(net[0](x).std(correction=0).item(), rel=1e-5)
+    assert checks.failed_stds(stds, expected=2)
+    assert checks.failed_stds({"0": 1.0005}, expected=1) == []
+    assert checks.failed_stds({"0": 1.0015}, expected=1) == ["0 has std 1.00150"]
+    assert checks.failed_stds({"0": float("nan")}, expected=1)
+    assert checks.failed_stds({"0": 1.0}, expected=2) == ["2 weights scaled, 1 outputs found"]
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (8, 3, 3, 3)])
+def test_gram_errors_are_seen(module, shape):
+    gram_error = module("checks").gram_error
+    weight = nn.init.orthogonal_(torch.empty(shape))
+    assert gram_error(weight).error < 2e-6
+    assert gram_error(3 * weight).error == pytest.approx(8, rel=1e-5)
+    assert gram_error(3 * weight, up_to_scale=True).error < 2e-6
+    weight.view(shape[0], -1)[0, 0] += 1e-3
+    assert gram_error(weight, up_to_scale=True).error > 1e-5
+    part = gram_error(weight, cost=2 * weight.numel())
+    assert (part.rows_checked, part.rows) == (2, min(shape[0], weight.numel() // shape[0]))
+
+
+def test_gram_errors_of_groups_are_their_own(module):
+    gram_error = module("checks").gram_error
+    blocks = torch.cat([nn.init.orthogonal_(torch.empty(4, 12)) for _ in range(3)])
+    assert gram_error(blocks, groups=3).error < 2e-6
+    assert gram_error(blocks).error > 0.1
