@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench lock clean
+.PHONY: help demo test test-slow lint bench zoo lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
+	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
 demo: $(READY)
 	$(BIN)/goodinit demo
@@ -28,6 +29,10 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_lsuv.py
+
+# One thread: the models are small, and the row says how many there were.
+zoo: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo_table.py
 
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): pyproject.toml constraints.txt

@@ -22,7 +22,7 @@ from checks import counted_passes, failed_passes, failed_stds, output_stds, span
 from networks import Net
 from rows import Rows
 from speed import timed_forward
-from timing import timed
+from timing import settle, timed
 from torch import Tensor, nn
 
 from goodinit import lsuv_
@@ -89,6 +89,7 @@ def measure(net: Net, rows: Rows, *, repeats: int, cap: float, seed: int) -> Non
     model, batch = net.make(seed)
     layers = len(weighted_modules(model))
     forward = _forward_seconds(model, batch)
+    settle()
     outcomes = {peer.name: _foreseen(peer, layers, forward, cap) for peer in PEERS}
     for i in range(repeats):
         for peer in PEERS[i % len(PEERS) :] + PEERS[: i % len(PEERS)]:

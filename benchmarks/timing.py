@@ -37,6 +37,7 @@ def interleaved(contestants: Mapping[str, Contestant], repeats: int, budget: flo
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    settle()
     start = time.perf_counter()
     for i in range(repeats):
         if i > 0 and (time.perf_counter() - start) * (i + 1) / i > budget:
@@ -46,6 +47,14 @@ def interleaved(contestants: Mapping[str, Contestant], repeats: int, budget: flo
             gc.collect()  # what others left is not this one's to collect
             seconds[name].append(contestants[name]())
     return seconds
+
+
+def settle() -> None:
+    """Collect garbage, and keep what is left (libraries, the model) out of later collections: those take time then only for what
+    is made since.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def timed(call: Callable[[], object]) -> float:

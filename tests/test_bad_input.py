@@ -125,6 +125,18 @@ def test_nan_names_operator_and_module(asserts):
     assert isinstance(error.__cause__, AssertionError) == asserts
 
 
+def test_nan_at_a_later_use_of_a_shared_weight():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.fc(x) / 0 * 0)
+
+    refused(NonFiniteError, "output of linear with the weight 'fc.weight'", Twice(), torch.randn(16, 4))
+
+
 def test_overflow_in_float16():
     model = mlp(4, 8, 2).half()
     nn.init.ones_(model[0].weight)

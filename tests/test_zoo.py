@@ -205,6 +205,17 @@ def test_every_weight_is_at_its_target_after_one_forward_or_the_report_says_why(
     assert problems(entry) == []
 
 
+def test_the_page_of_the_docs_is_made_from_rows_for_the_whole_zoo() -> None:
+    import zoo_table  # which imports this file
+
+    if not zoo_table.ROWS.exists():
+        pytest.skip("not in a checkout")
+    rows = zoo_table.read(zoo_table.ROWS)
+    assert zoo_table.page(rows) == zoo_table.PAGE.read_text(encoding="utf-8")
+    assert [row["name"] for row in rows] == [entry.name for entry in all_entries()], "run `make zoo`"
+    assert not any(row["error"] or row["problems"] for row in rows)
+
+
 def test_a_weight_changed_after_the_pass_is_found() -> None:
     entry = next(e for e in all_entries() if e.name == "reversed")
     model = entry.build()

@@ -71,7 +71,7 @@ class Ledger:
         numbers = iter(_fetch([t for entry in entries for t in entry.tensors()]))
         rows = [(entry, [next(numbers) for _ in entry.tensors()]) for entry in entries]
         for entry, values in rows:
-            if values and not abs(values[0]) < float("inf"):
+            if not all(abs(value) < float("inf") for value in values):
                 raise NonFiniteError(_non_finite(entry))
         return tuple(_record(entry, values) for entry, values in rows)
 
