@@ -1,6 +1,6 @@
 """lsuv_ and orthonormal_ side by side with what they cannot do without, and with their peers; checks the results while timing.
 
-    python benchmarks/bench_lsuv.py                                            # all of it: about eight minutes on two cores
+    python benchmarks/bench_lsuv.py                                            # all of it: about ten minutes on two free cores
     python benchmarks/bench_lsuv.py --sections c --repeats 9
     python benchmarks/bench_lsuv.py --table benchmarks/results/bench_lsuv.jsonl   # the table of the last run, as Markdown
 
@@ -60,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Benchmark goodinit's lsuv_ and orthonormal_; checks the results while timing.")
     parser.add_argument("--sections", default="a,b,c,d", type=lambda text: text.split(","), help="which of a,b,c,d to run")
     parser.add_argument("--repeats", default=5, type=int, help="rounds, fewer where they would exceed --budget")
-    parser.add_argument("--budget", default=100.0, type=float, help="seconds for the rounds of one network or matrix")
+    parser.add_argument("--budget", default=60.0, type=float, help="seconds for the rounds of one network or matrix")
     parser.add_argument("--cap", default=60.0, type=float, help="wall-clock seconds for one call of a peer")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--threads", type=int, help="torch's default if not given")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from goodinit import lsuv_
 
 # A contestant whose first call takes more than this share of the cap is called only once.
-_SLOW = 1 / 8
+_SLOW = 1 / 20
 
 
 @dataclass(frozen=True)

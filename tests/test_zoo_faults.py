@@ -28,7 +28,6 @@ FAST = frozenset(
         *("timm-resnet10t", "torchvision-mobilenet_v3_small"),
     }
 )
-# Model -> why its test fails.
 STRIKES: dict[str, Callable[[Tensor], Tensor]] = {
     "exception": fail,
     "interrupt": stop,
