@@ -11,6 +11,7 @@ from goodinit.errors import (
 from goodinit.lsuv import lsuv_
 from goodinit.orthonormal import orthonormal_
 from goodinit.report import Record, Report
+from goodinit.schemes import init_
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ __all__ = [
     "OptionError",
     "Record",
     "Report",
+    "init_",
     "lsuv_",
     "orthonormal_",
 ]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import goodinit
-from goodinit.errors import GoodinitError, OptionError
+from goodinit.console import errors_shown
+from goodinit.paper import command as reproduce
 
 # Errors that are no GoodinitError are bugs: their traceback is shown as Python shows it.
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.add_typer(reproduce.app, name="reproduce")
 
 
 def _print_version(asked: bool) -> None:
@@ -50,7 +49,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where to save the picture.")] = Path("goodinit-demo.png"),
 ) -> None:
     """Train a deep network without normalization layers from PyTorch's default initialization, and from LSUV."""
-    with _errors_shown():
+    with errors_shown():
         from goodinit.demo import Setting, Story, picture, run_demo  # noqa: PLC0415 - other commands do not need it
         from goodinit.plots import check_picture_path  # noqa: PLC0415
 
@@ -59,13 +58,3 @@ def demo(
         result = run_demo(Setting(data, data_dir, steps, seed, depth, activation, lr), story)
         picture(result).savefig(out, dpi=150)
         story.ending(result, out)
-
-
-@contextmanager
-def _errors_shown() -> Iterator[None]:
-    """Errors of goodinit's as one message: exit code 2 for options that cannot be meant, 1 for all else that went wrong."""
-    try:
-        yield
-    except GoodinitError as error:
-        typer.echo(f"goodinit: {error}", err=True)
-        sys.exit(2 if isinstance(error, OptionError) else 1)

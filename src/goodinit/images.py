@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goodinit.errors import DataError, OptionError, require
+from goodinit.errors import DataError, require
+from goodinit.hub import Split, read_split, reading
 
 CLASSES = 10
+MNIST = "ylecun/mnist"  # on the Hugging Face hub
 # MNIST's first training images; 400 steps of 64 images see each of them about once.
 MNIST_TRAIN = 20_000
 
@@ -57,48 +58,15 @@ def mnist(data_dir: Path | None = None) -> Images:
 
     At 28x28 pixels 30 layers would take four times as long.
     """
-    require("datasets", extra="data")
-    files = None if data_dir is None else _parquet_files(data_dir)
-    train, test = _mnist_part(files, "train", f"[:{MNIST_TRAIN}]"), _mnist_part(files, "test")
+    train, test = _mnist_part(data_dir, "train", f"[:{MNIST_TRAIN}]"), _mnist_part(data_dir, "test")
     return Images.standardized(train, test, "MNIST at half its resolution")
 
 
-def _parquet_files(data_dir: Path) -> dict[str, list[str]]:
-    """The files of the train and test sets, in the folder or, as on the hub, in its subfolder ``mnist``."""
-    if not data_dir.is_dir():
-        raise OptionError(f"there is no data folder {str(data_dir)!r}; without a data folder MNIST is downloaded")
-    for folder in (data_dir, data_dir / "mnist"):
-        files = {split: sorted(str(path) for path in folder.glob(f"{split}*.parquet")) for split in ("train", "test")}
-        if all(files.values()):
-            return files
-    held = sorted(path.name for path in data_dir.iterdir())
-    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
-    raise DataError(
-        f"no MNIST in the data folder {str(data_dir)!r}: expected train-*.parquet and test-*.parquet, in it or in its subfolder "
-        f"mnist, as in ylecun/mnist on the Hugging Face hub; it holds {shown}. Without a data folder MNIST is downloaded"
-    )
-
-
-def _mnist_part(files: dict[str, list[str]] | None, split: str, rows: str = "") -> tuple[Tensor, Tensor]:
+def _mnist_part(data_dir: Path | None, split: Split, rows: str = "") -> tuple[Tensor, Tensor]:
     """Images and labels of a part of MNIST, from parquet files or from the hub."""
-    import datasets  # noqa: PLC0415 - needs the extra
-
-    bars_off = datasets.utils.are_progress_bars_disabled()
-    if not sys.stderr.isatty():
-        datasets.utils.disable_progress_bars()
-    try:
-        if files is None:
-            return _decoded(datasets.load_dataset("ylecun/mnist", split=split + rows))
-        return _decoded(datasets.load_dataset("parquet", data_files=files, split=split + rows))
-    except DataError:
-        raise
-    except Exception as error:  # of many kinds: of the network, the hub, the file system, Arrow, Pillow
-        place = "ylecun/mnist from the Hugging Face hub" if files is None else " and ".join(files[split])
-        hint = "fetch its parquet files by hand, and name their folder with --data-dir" if files is None else "is it complete?"
-        raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
-    finally:
-        if not bars_off:
-            datasets.utils.enable_progress_bars()
+    part = read_split(MNIST, split, data_dir, rows=rows)
+    with reading(f"the {split} images of {MNIST}", fetched=data_dir is None):
+        return _decoded(part)
 
 
 def _decoded(rows: Any) -> tuple[Tensor, Tensor]:

@@ -144,6 +144,21 @@ def _recurrent(kind: str, given: GatedWeight, weights: Sources) -> Operation | N
     return Operation(kind, weight, layout, _never, bias_weight=weights.find(given.bias), kept_gate=given.kept)
 
 
+_LAYERS = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.MultiheadAttention,
+    nn.RNNBase,
+    nn.RNNCellBase,
+)
+
+
+def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """torch's own modules that hold weights of linear operators, with their names."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS))
+
+
 def module_operations(model: nn.Module, weights: Sources) -> Iterator[Operation]:
     """The operations that torch's own modules would do if they ran; for weights that the forward did not use."""
     for module in model.modules():

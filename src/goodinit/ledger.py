@@ -47,6 +47,9 @@ class Ledger:
     def __init__(self) -> None:
         self._entries: dict[Key, _Entry] = {}
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def enter(self, weight: Weight, operator: str, target: float, status: str, outcome: Outcome) -> None:
         """The first use of a weight."""
         self._entries[weight.key] = _Entry(weight, operator, target, status, outcome)

@@ -115,6 +115,9 @@ def lsuv_(
 class Scaling:
     """Stands in for every operator on a weight: draws the weight, runs the operator, scales weight and output."""
 
+    function = "goodinit.lsuv_"
+    """What the caller called."""
+
     def __init__(self, options: Options, undo: guard.Undo, randomness: guard.Randomness) -> None:
         self.ledger = Ledger()
         self.sampling_seconds = 0.0
@@ -221,7 +224,7 @@ class Scaling:
             except NonFiniteError as non_finite:
                 raise non_finite from error
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
-            annotate(error, f"goodinit.lsuv_: raised {at}; the model was given {call}. All weights are as before.")
+            annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
 
 

@@ -13,6 +13,7 @@ from typing import Any
 # Status -> what it means. The order is that of the summary line.
 STATUSES: dict[str, str] = {
     "scaled": "its output has the target std",
+    "drawn": "filled by a scheme that does not scale",
     "shared": "scaled at its first use, used again later",
     "tied": "also read by an embedding: left as it is",
     "frozen": "requires_grad=False: left as it is",
@@ -147,7 +148,7 @@ class Report:
         for i, column in enumerate(_COLUMNS):
             table.add_column(column, justify="right" if i in _RIGHT else "left", no_wrap=i != 0)
         for record in self.records:
-            style = {True: "dim", False: "bold red"}.get(record.ok) if record.status not in ("scaled", "shared") else None
+            style = None if record.status in ("scaled", "shared", "drawn") else "dim" if record.ok else "bold red"
             table.add_row(*_cells(record), style=style)
         return Group(table, self.summary())
 

@@ -1,0 +1,113 @@
+"""Image-classification sets as the Hugging Face hub has them: by name from there, or from a folder of the same layout."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from goodinit.errors import DataError, OptionError, require
+
+Split = Literal["train", "test"]
+# What sets call their splits; the first one counts that a set has.
+_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+_TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+
+def read_split(repository: str, split: Split, data_dir: Path | None = None, *, rows: str = "") -> Any:
+    """A part of a data set, images not decoded.
+
+    Args:
+        repository: name on the hub, ``"ylecun/mnist"``.
+        split: the training images or those to test with.
+        data_dir: folder of parquet files to read instead, or one with a subfolder of the set's name that holds them.
+        rows: which rows, ``"[:100]"``; all by default.
+
+    Returns:
+        A ``datasets.Dataset``.
+
+    Raises:
+        OptionError: there is no such folder.
+        DataError: it does not hold the set, or the set cannot be read.
+        MissingExtraError: the package ``datasets`` is not installed.
+    """
+    require("datasets", extra="data")
+    import datasets  # noqa: PLC0415 - needs the extra
+
+    if data_dir is not None:
+        files = parquet_files(repository, data_dir)
+        with reading(" and ".join(files[split])), _quiet(datasets):
+            return datasets.load_dataset("parquet", data_files=dict(files), split=split + rows)
+    with reading(f"{repository} from the Hugging Face hub", fetched=True), _quiet(datasets):
+        if split == "train":
+            return datasets.load_dataset(repository, split=split + rows)
+        known = datasets.get_dataset_split_names(repository)
+        name = next((name for name in _NAMES[split] if name in known), split)
+        return datasets.load_dataset(repository, split=name + rows)
+
+
+@contextmanager
+def reading(place: str, *, fetched: bool = False) -> Iterator[None]:
+    """Whatever goes wrong inside is an error in reading ``place``.
+
+    Raises:
+        DataError: one of many kinds: of the network, the hub, the file system, Arrow, Pillow.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        hint = "fetch its parquet files by hand, and name their folder with --data-dir" if fetched else "is it complete?"
+        raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
+
+
+def parquet_files(repository: str, data_dir: Path) -> dict[Split, list[str]]:
+    """The files of the train and test sets, in the folder or, as sets lie side by side, in its subfolder.
+
+    Raises:
+        OptionError: there is no such folder.
+        DataError: it does not hold them.
+    """
+    name, title = repository.rpartition("/")[2], title_of(repository)
+    if not data_dir.is_dir():
+        raise OptionError(f"there is no data folder {str(data_dir)!r}; without a data folder {title} is downloaded")
+    # The subfolder first: a folder of many sets may hold parquet files of another one too.
+    for folder in (data_dir / name, data_dir / name.replace("-", "_"), data_dir):
+        files = {split: _first_files(folder, names) for split, names in _NAMES.items()}
+        if all(files.values()):
+            return files
+    held = sorted(path.name for path in data_dir.iterdir())
+    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
+    raise DataError(
+        f"no {title} in the data folder {str(data_dir)!r}: expected train-*.parquet and test-*.parquet, in it or in its "
+        f"subfolder {name}, as in {repository} on the Hugging Face hub; it holds {shown}. Without a data folder {title} is "
+        "downloaded"
+    )
+
+
+def _first_files(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """The files of the first of these splits that the folder has."""
+    every = (sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in names)
+    return next((files for files in every if files), [])
+
+
+def title_of(repository: str) -> str:
+    """What people call it: ``"MNIST"``."""
+    name = repository.rpartition("/")[2]
+    return _TITLES.get(name, name)
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Progress bars on a terminal only; afterwards they are on or off as before."""
+    off = datasets.utils.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not off:
+            datasets.utils.enable_progress_bars()

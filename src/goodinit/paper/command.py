@@ -1,0 +1,108 @@
+"""``goodinit reproduce``: the experiments of the paper, one command each."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from goodinit.console import errors_shown
+from goodinit.errors import require
+
+if TYPE_CHECKING:
+    from goodinit.paper.runner import Order
+
+RESULTS = Path("goodinit-results")
+
+
+class _Group(TyperGroup):
+    """An unknown command is the name of an experiment."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    help="""The experiments of the paper: tables and figures, one command each.
+
+    Every run that ends is a line in RESULTS/runs.jsonl, and is not done again. A run that was broken off goes on where it
+    was. Several processes may share the runs of an experiment: start the same command again beside the first.""",
+)
+
+
+@app.command("list")
+def list_() -> None:
+    """List the experiments, their budgets and their number of runs."""
+    from rich.console import Console  # noqa: PLC0415 - needs the extra
+    from rich.table import Table  # noqa: PLC0415
+
+    from goodinit.paper import experiment as experiments  # noqa: PLC0415
+
+    table = Table("experiment", "of the paper", "what", "runs a seed", box=None, pad_edge=False)
+    for experiment in experiments.experiments():
+        counts = {len(cells) for cells in experiment.cells.values()}
+        table.add_row(experiment.name, experiment.source, experiment.title, ", ".join(map(str, sorted(counts))))
+    Console().print(table)
+    typer.echo("\nbudgets: smoke (seconds), short (minutes a run), full (as published; most need a GPU)")
+
+
+@app.command()
+def run(
+    what: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name, or a TOML file with one of your own.")],
+    *,
+    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds; minutes a run; as published.")] = "short",
+    seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
+    only: Annotated[
+        str, typer.Option(metavar="ROW,ROW/COLUMN,…", help="Which cells; * and ? as in a shell.", show_default="all")
+    ] = "",
+    data_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of image sets, or of one.", show_default="download")
+    ] = None,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of rows and checkpoints.")] = RESULTS,
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|auto")] = "auto",
+    precision: Annotated[str, typer.Option(metavar="float32|bfloat16", help="bfloat16: autocast.", show_default="float32")] = "",
+    compiled: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,
+    threads: Annotated[int, typer.Option(help="Of the CPU.", show_default="torch's")] = 0,
+    tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write loss and accuracy for TensorBoard.")] = None,
+) -> None:
+    """Run an experiment: `reproduce table3` is short for `reproduce run table3`."""
+    with errors_shown():
+        require("numpy", extra="paper")
+        import torch  # noqa: PLC0415 - what follows takes its time, which other commands need not spend
+
+        from goodinit.paper import experiment as experiments  # noqa: PLC0415
+        from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
+        from goodinit.paper.runner import Order, device_named, reproduce  # noqa: PLC0415
+        from goodinit.paper.show import TensorBoard, audience  # noqa: PLC0415
+
+        experiment = experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)
+        patterns = tuple(pattern.strip() for pattern in only.split(",") if pattern.strip())
+        order = Order(experiment, budget, seeds, patterns, data_dir, device_named(device), compiled, precision or None)
+        order.runs()  # refuses what cannot be meant
+        if threads:
+            torch.set_num_threads(threads)
+        observers = [TensorBoard(tensorboard)] if tensorboard else []
+        finished = Results(results)
+        provenance = Provenance.gathered(_command(order), order.device, compiled=compiled)
+        with audience(*observers) as shown:
+            count = reproduce(order, finished, provenance, shown)
+        typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+
+
+def _command(order: Order) -> str:
+    """What makes the rows again, wherever the data and the results lie."""
+    options = {
+        "--budget": order.budget,
+        "--seeds": str(order.seeds),
+        "--only": ",".join(order.only),
+        "--precision": order.precision,
+    }
+    words = [word for option, value in options.items() if value for word in (option, value)]
+    return shlex.join(["goodinit", "reproduce", order.experiment.name, *words, *(["--compile"] if order.compiled else [])])

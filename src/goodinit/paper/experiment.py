@@ -1,0 +1,225 @@
+"""Experiments as TOML files, one a table or figure of the paper: which runs they consist of, and what was published.
+
+title = "…"                               source = "Table 3"      note = "…"
+kind = "training"                         # or "timing"
+recipe = "cifar"                          # of recipes.toml: what the settings begin with
+set = { network = "fitnet4" }             # settings of goodinit.paper.config that all runs have
+columns = { activation = ["relu", …] }    # a setting and its values, one a column
+score = "accuracy"                        # or "error": what is shown, in percent
+figure = "curves"                         # or "updates": what is drawn beside the table
+
+[[rows]]
+name = "lsuv"                             # and: title, and its own recipe, columns, score
+set = { init = "lsuv" }
+published = { relu = 92.11 }              # by column; "n/c": did not converge
+
+[[where]]                                 # exceptions: runs that have these settings get those
+if = { init = "he", activation = "maxout" }
+set = { lr = 0.001 }
+
+[budgets.short]                           # in place of that of recipes.toml
+note = "…"
+set = { iterations = 3000 }               # last of all; milestones move in proportion
+where = [{ if = {…}, set = {…} }]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from goodinit.errors import OptionError, did_you_mean
+from goodinit.paper.config import KINDS, Run, refuse_unknown, run_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # a copy of it
+    import tomli as tomllib
+
+_HERE = Path(__file__).parent
+BUDGETS = ("smoke", "short", "full")
+_KEYS = ("title", "source", "note", "kind", "recipe", "set", "columns", "score", "figure", "rows", "where", "budgets")
+_ROW_KEYS = ("name", "title", "recipe", "set", "columns", "score", "published")
+_SCORES = ("accuracy", "error")
+_FIGURES = ("", "curves", "updates")
+Table = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place in a table, and the run that fills it."""
+
+    row: str
+    column: str
+    """Empty where a row is one run."""
+    run: Run
+    """Of seed 0."""
+    score: str
+    published: float | str | None
+
+    @property
+    def name(self) -> str:
+        """As ``--only`` takes it."""
+        return f"{self.row}/{self.column}" if self.column else self.row
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure."""
+
+    name: str
+    title: str
+    source: str
+    note: str
+    kind: str
+    figure: str
+    titles: Mapping[str, str]
+    """Of rows that have one."""
+    budgets: Mapping[str, str]
+    """By name, what is done with it."""
+    cells: Mapping[str, tuple[Cell, ...]]
+    """By budget, row by row."""
+    published: Mapping[str, Mapping[str, float | str]]
+    """By row and column."""
+
+    def selected(self, budget: str, only: Iterable[str] = ()) -> tuple[Cell, ...]:
+        """The cells of a budget, or those of them that a pattern means: of rows (``"lsuv"``), or of ``row/column``.
+
+        Raises:
+            OptionError: an unknown budget, or a pattern that means none.
+        """
+        if budget not in self.cells:
+            raise OptionError(f"budget must be one of {', '.join(self.cells)}; got {budget!r}{did_you_mean(budget, self.cells)}")
+        cells, patterns = self.cells[budget], list(only)
+        for pattern in patterns:
+            if not any(_means(pattern, cell) for cell in cells):
+                known = [*dict.fromkeys(cell.row for cell in cells), *(cell.name for cell in cells)]
+                raise OptionError(f"{self.name} has no row or row/column {pattern!r}{did_you_mean(pattern, known)}")
+        return tuple(cell for cell in cells if not patterns or any(_means(pattern, cell) for pattern in patterns))
+
+
+def _means(pattern: str, cell: Cell) -> bool:
+    return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.row, pattern)
+
+
+def names() -> list[str]:
+    """Of the experiments that come with goodinit."""
+    return sorted(path.stem for path in (_HERE / "experiments").glob("*.toml"))
+
+
+def experiments() -> list[Experiment]:
+    """All that come with goodinit."""
+    return [named(name) for name in names()]
+
+
+@cache
+def named(name: str) -> Experiment:
+    """One that comes with goodinit.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name not in names():
+        raise OptionError(f"there is no experiment {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
+    return read(_HERE / "experiments" / f"{name}.toml")
+
+
+def read(path: Path) -> Experiment:
+    """An experiment from a file.
+
+    Raises:
+        OptionError: it cannot be read, has a key that is not known, or settings that cannot be meant.
+    """
+    file = _toml(path)
+    where = path.name
+    refuse_unknown(file, _KEYS, where)
+    if not isinstance(file.get("title"), str) or not file.get("rows"):
+        raise OptionError(f"{where}: an experiment needs a title and rows")
+    _one_of(file.get("kind", "training"), tuple(KINDS), f"{where}: kind")
+    _one_of(file.get("figure", ""), _FIGURES, f"{where}: figure")
+    for row in file["rows"]:
+        refuse_unknown(row, _ROW_KEYS, f"{where}: rows")
+        if "name" not in row:
+            raise OptionError(f"{where}: a row needs a name; got {dict(row)}")
+    budgets = {**_recipes()["budgets"], **file.get("budgets", {})}
+    for name, budget in budgets.items():
+        refuse_unknown(budget, ("note", "set", "where"), f"{where}: budgets.{name}")
+    return Experiment(
+        path.stem,
+        file["title"],
+        file.get("source", ""),
+        file.get("note", ""),
+        file.get("kind", "training"),
+        file.get("figure", ""),
+        {row["name"]: row["title"] for row in file["rows"] if "title" in row},
+        {name: budget.get("note", "") for name, budget in budgets.items()},
+        {name: tuple(_cells(file, budget, f"{where}, {name}")) for name, budget in budgets.items()},
+        {row["name"]: row.get("published", {}) for row in file["rows"]},
+    )
+
+
+def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
+    kind = file.get("kind", "training")
+    for row in file["rows"]:
+        columns = row.get("columns", file.get("columns", {}))
+        if len(columns) > 1:
+            raise OptionError(f"{where}: columns are the values of one setting; got {', '.join(columns)}")
+        score = _one_of(row.get("score", file.get("score", "accuracy")), _SCORES, f"{where}: score")
+        recipe = _recipe(row.get("recipe", file.get("recipe")), where)
+        published = row.get("published", {})
+        if kind == "training":
+            refuse_unknown(published, [str(v) for values in columns.values() for v in values] or [""], f"{where}: published")
+        axis: Sequence[tuple[str, Table]] = [(str(v), {key: v}) for key, values in columns.items() for v in values] or [("", {})]
+        for column, chosen in axis:
+            settings: Table = {**recipe, **file.get("set", {}), **row.get("set", {}), **chosen}
+            settings = _shrunk(_with_exceptions(settings, file.get("where", ()), where), budget, where)
+            run = run_of(kind, settings, f"{where}, {row['name']}")
+            yield Cell(row["name"], column, run, score, published.get(column))
+
+
+def _with_exceptions(settings: Table, exceptions: Sequence[Table], where: str) -> Table:
+    """Settings with those of the exceptions that hold for them."""
+    for exception in exceptions:
+        refuse_unknown(exception, ("if", "set"), f"{where}: where")
+        if all(settings.get(key) == value for key, value in exception["if"].items()):
+            settings = {**settings, **exception["set"]}
+    return settings
+
+
+def _shrunk(settings: Table, budget: Table, where: str) -> Table:
+    """Settings for a budget: where it has fewer iterations, milestones move in proportion."""
+    asked = budget.get("set", {})
+    if "iterations" in asked and "milestones" in settings and "milestones" not in asked:
+        share = asked["iterations"] / settings["iterations"]
+        settings = {**settings, "milestones": [round(milestone * share) for milestone in settings["milestones"]]}
+    return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)
+
+
+@cache
+def _recipes() -> dict[str, Any]:
+    return _toml(_HERE / "recipes.toml")
+
+
+def _recipe(name: str | None, where: str) -> Table:
+    known = [key for key in _recipes() if key != "budgets"]
+    return {} if name is None else dict(_recipes()[_one_of(name, known, f"{where}: recipe")])
+
+
+def _one_of(asked: str, known: Sequence[str], what: str) -> str:
+    if asked not in known:
+        shown = ", ".join(name or "nothing" for name in known)
+        raise OptionError(f"{what} must be one of {shown}; got {asked!r}{did_you_mean(str(asked), known)}")
+    return asked
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # no such file; not TOML
+        raise OptionError(f"the experiment {str(path)!r} cannot be read: {error}") from error
+    return content

@@ -1,0 +1,137 @@
+"""Rows: one JSON line a finished run, with all that is needed to judge it and to make it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from goodinit.errors import GoodinitError, OptionError
+from goodinit.paper.config import KINDS, Run, Timing, Training, run_of
+from goodinit.paper.files import append_line, read_lines
+from goodinit.paper.provenance import commit, machine, now, versions
+from goodinit.paper.timings import Seconds
+from goodinit.paper.train import Outcome
+
+Row = dict[str, Any]
+_SCHEMA = 1
+# A change of these makes no difference to a run.
+_NO_SOURCES = ("benchmarks/results", "docs")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row that was read, and the run that it is of."""
+
+    run: Run
+    row: Mapping[str, Any]
+
+    @property
+    def converged(self) -> bool:
+        """Whether it was trained to something better than guessing; true of what is no training."""
+        return bool(self.row["status"] == "done")
+
+
+class Results:
+    """A folder of rows and of the checkpoints of runs that are not finished."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "runs.jsonl"
+
+    def checkpoint(self, run: Run) -> Path:
+        """Where the state of an unfinished run is kept."""
+        return self.folder / ".checkpoints" / f"{run}-{run.key}.pt"
+
+    def read(self) -> list[Result]:
+        """All rows, in the order in which the runs ended.
+
+        Raises:
+            GoodinitError: a line is broken, or of another version.
+        """
+        results = []
+        for number, row in enumerate(read_lines(self.file), 1):
+            where = f"line {number} of {str(self.file)!r}"
+            if row.get("schema") != _SCHEMA or not isinstance(row.get("run"), dict) or row["run"].get("kind") not in KINDS:
+                raise GoodinitError(f"{where} is no row of schema {_SCHEMA}")
+            settings = {key: value for key, value in row["run"].items() if key != "kind"}
+            try:
+                run = run_of(row["run"]["kind"], settings, where)
+            except OptionError as error:
+                raise GoodinitError(str(error)) from error
+            results.append(Result(run, row))
+        return results
+
+    def has(self, run: Run) -> bool:
+        """Whether a run is finished."""
+        return any(result.run == run for result in self.read())
+
+    def add(self, row: Row) -> None:
+        """Append a row.
+
+        Raises:
+            SaveError: the disk is full; the rows are as they were.
+        """
+        append_line(self.file, row)
+
+
+def same_but_seed(run: Run, other: Run) -> bool:
+    """Whether two runs differ in nothing but the seed."""
+    return type(run) is type(other) and replace(run, seed=0) == replace(other, seed=0)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the rows of one call have in common. Made before the first run: the sources may change while it goes on."""
+
+    common: Mapping[str, Any]
+
+    @classmethod
+    def gathered(cls, command: str, device: str, *, compiled: bool) -> Provenance:
+        """Of this process, on this machine."""
+        return cls(
+            {
+                "command": command,
+                "device": device,
+                "compiled": compiled,
+                "versions": versions("numpy", "datasets", "pillow"),
+                "machine": machine(),
+                **commit(leaving_out=_NO_SOURCES),
+            }
+        )
+
+    def row(self, run: Run, place: Mapping[str, Any], measured: Mapping[str, Any]) -> Row:
+        """A row of a finished run."""
+        date = f"{now():%Y-%m-%dT%H:%M:%SZ}"
+        return {"schema": _SCHEMA, **place, "seed": run.seed, **measured, "run": run.plain(), "date": date, **self.common}
+
+
+def of_training(run: Training, outcome: Outcome, data: Mapping[str, Any]) -> Row:
+    """What a row says of a training."""
+    progress = outcome.progress
+    return {
+        "status": outcome.status,
+        "iterations": progress.iteration,
+        "diverged_at": progress.diverged_at,
+        "final_accuracy": outcome.final_accuracy,
+        "best_accuracy": outcome.best_accuracy,
+        "guessing": outcome.guessing,
+        "evaluations": [[e.iteration, e.accuracy, round(e.loss, 6)] for e in outcome.evaluations],
+        "images_per_second": round(outcome.images_per_second, 1),
+        "train_seconds": round(progress.seconds, 3),
+        "init_seconds": round(progress.init_seconds, 4),
+        "interruptions": progress.interruptions,
+        "weights_sha256": outcome.weights_sha256,
+        "data": dict(data),
+        **({"updates": progress.updates} if run.updates else {}),
+    }
+
+
+def of_timing(run: Timing, seconds: Seconds) -> Row:
+    """What a row says of a measurement of times."""
+    return {
+        "status": "done",
+        "n": run.repeats,
+        "seconds": {name: [round(s, 6) for s in values] for name, values in seconds.items()},
+    }

@@ -1,0 +1,246 @@
+"""The initializations that the paper compares, for whole models: `init_`.
+
+Each of them but LSUV follows from the shape of a weight alone. torch.nn.init does the drawing where it has the scheme.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from goodinit import guard
+from goodinit.batches import Forward, first_call
+from goodinit.computed import Sources
+from goodinit.errors import ModelError, OptionError, did_you_mean
+from goodinit.intercept import intercept, layers, module_operations
+from goodinit.lsuv import Scaling, lsuv_
+from goodinit.operation import Layout, Operation
+from goodinit.options import Options, check_model
+from goodinit.orthonormal import orthonormal_
+from goodinit.report import Report
+
+Scheme = Literal["default", "glorot", "he", "orthonormal", "orthonormal-he", "lsuv", "lsuv-gaussian", "random-walk"]
+Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "selu"]
+# Fills a matrix given as (out, in…), with random numbers of torch's global generator.
+Fill = Callable[[Tensor], object]
+
+LSUV: dict[str, Literal["orthonormal"] | Fill] = {"lsuv": "orthonormal", "lsuv-gaussian": nn.init.normal_}
+SCHEMES: tuple[str, ...] = ("default", "glorot", "he", "orthonormal", "orthonormal-he", *LSUV, "random-walk")
+
+
+def init_(
+    model: nn.Module,
+    scheme: Scheme,
+    data: Any = None,
+    *,
+    nonlinearity: Nonlinearity = "relu",
+    gain: float = 1.0,
+    forward: Forward | None = None,
+    skip: str | Iterable[str] = (),
+    generator: torch.Generator | None = None,
+) -> Report:
+    """Initialize all weights of ``model`` in place by one of the schemes that the paper compares; biases become 0.
+
+    With n_in and n_out the numbers of a weight's inputs and outputs (of a convolution: channels of its group times positions
+    of the kernel), Q an orthonormal matrix drawn uniformly, N(0, s^2) a Gaussian and U(-a, a) a uniform distribution:
+
+    ====================  ===================================================================  ======================
+    scheme                weight                                                               source
+    ====================  ===================================================================  ======================
+    ``"default"``         what PyTorch's own layers start with, biases too: U(-a, a),          ``reset_parameters``
+                          a = 1 / sqrt(n_in) for linear layers and convolutions
+    ``"glorot"``          U(-a, a), a = sqrt(6 / (n_in + n_out))                               Glorot & Bengio 2010
+    ``"he"``              N(0, g^2 / n_in), g = sqrt(2) for ReLU                               He et al. 2015
+    ``"orthonormal"``     Q                                                                    Saxe et al. 2014
+    ``"orthonormal-he"``  Q times the factor that gives its elements the variance of He's      Mishkin & Matas 2016
+    ``"lsuv"``            `goodinit.lsuv_`: Q, then unit std of every output on ``data``       Mishkin & Matas 2016
+    ``"lsuv-gaussian"``   the same with N(0, 1) for Q                                          Mishkin & Matas 2016
+    ``"random-walk"``     N(0, g^2 / n_in), g = exp(1 / (2 n_in)) for linear layers,           Sussillo & Abbott 2014
+                          sqrt(2) exp(1.2 / (max(n_in, 6) - 2.4)) for ReLU
+    ====================  ===================================================================  ======================
+
+    The paper's "Xavier" was Caffe's filler of that name, U(-a, a) with a = sqrt(3 / n_in): the same where n_in = n_out.
+
+    Args:
+        model: any module.
+        scheme: its name.
+        data: a batch, or where to get one, as for `goodinit.lsuv_`; LSUV needs it. The other schemes do without: they find
+            the weights of torch's layers (Linear, Bilinear, convolutions, MultiheadAttention, LSTM, GRU, RNN). With data a
+            forward pass finds those of operators too (``x @ self.w``, GPT-2's ``Conv1D``).
+        nonlinearity: what follows the layers, for the schemes that depend on it; a name that torch.nn.init.calculate_gain
+            knows, for ``"random-walk"`` ``"relu"`` or ``"linear"``. The paper has ReLU's factor for all non-linearities.
+        gain: factor on the drawn weights; not for ``"default"`` and LSUV.
+        forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        skip: shell-style patterns of weights to leave as they are, as for `goodinit.lsuv_`.
+        generator: source of the random numbers; torch's global one by default.
+
+    Returns:
+        A `Report` with one record a weight, status ``drawn`` if the scheme filled it; for LSUV that of `goodinit.lsuv_`.
+
+    Raises:
+        OptionError: an unknown scheme, a pattern without a match, a gain or nonlinearity that the scheme does not have.
+        DataError: no data for LSUV; otherwise see `goodinit.lsuv_`.
+        ModelError: not a module; no layer of torch's in it and no data to find operators with; a layer whose weight is not to be
+            reached without a forward pass.
+        Exception: whatever the model's forward raises.
+        Whatever is raised, the model is exactly as before.
+
+    Source:
+        Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422, section 4.
+
+    >>> net = nn.Sequential(nn.Linear(500, 100), nn.ReLU(), nn.Linear(100, 10))
+    >>> print(init_(net, "he")["0.weight"].status, round(net[0].weight.std().item() * 500**0.5, 1))
+    drawn 1.4
+    """
+    check_model(model)
+    _check(scheme, nonlinearity, gain)
+    if scheme in LSUV:
+        return lsuv_(model, data, pre_init=LSUV[scheme], forward=forward, skip=skip, generator=generator)
+    start = time.perf_counter()
+    options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
+    undo, randomness = guard.Undo(), guard.Randomness(generator)
+    with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
+        drawing = _Default(options, undo, randomness) if scheme == "default" else _Drawing(options, undo, randomness)
+        with torch.inference_mode(False), torch.no_grad():
+            passes = drawing.run(model, data, forward)
+        return Report(drawing.ledger.records(), passes, time.perf_counter() - start, drawing.sampling_seconds)
+
+
+def _check(scheme: str, nonlinearity: str, gain: float) -> None:
+    if scheme not in SCHEMES:
+        raise OptionError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}{did_you_mean(str(scheme), SCHEMES)}")
+    if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0 < gain < float("inf"):
+        raise OptionError(f"gain must be a positive number; got {gain!r}")
+    if gain != 1 and scheme in LSUV:
+        raise OptionError(f"{scheme} measures the scale of the weights; got gain={gain}. lsuv_ has target_std=")
+    if gain != 1 and scheme == "default":
+        raise OptionError(f"default lets PyTorch's layers draw their weights, which know no gain; got gain={gain}")
+    known = ("linear", "relu") if scheme == "random-walk" else ("linear", "sigmoid", "tanh", "relu", "selu")
+    if nonlinearity not in known:
+        raise OptionError(f"nonlinearity must be one of {', '.join(known)} for {scheme}; got {nonlinearity!r}")
+
+
+def _fill(scheme: str, nonlinearity: Nonlinearity, gain: float) -> Fill:
+    """The function that fills a matrix, with the gain applied."""
+    he = nn.init.calculate_gain(nonlinearity)
+    draws: dict[str, Fill] = {
+        "glorot": nn.init.xavier_uniform_,
+        "he": lambda w: nn.init.kaiming_normal_(w, nonlinearity=nonlinearity),
+        "orthonormal": orthonormal_,
+        # Q's elements have the variance 1 / max(n_out, n_in), since Q has min(n_out, n_in) rows or columns of norm 1.
+        "orthonormal-he": lambda w: orthonormal_(w, gain=he * math.sqrt(max(len(w), _n_in(w)) / _n_in(w))),
+        "random-walk": lambda w: nn.init.normal_(w, std=random_walk_gain(_n_in(w), nonlinearity) / math.sqrt(_n_in(w))),
+        "default": lambda w: w,  # see `_Default`
+    }
+    draw = draws[scheme]
+
+    def fill(weight: Tensor) -> None:
+        draw(weight)
+        if gain != 1:
+            weight.mul_(gain)
+
+    return fill
+
+
+def random_walk_gain(width: int, nonlinearity: str) -> float:
+    """The factor g for which the log-norm of back-propagated errors is an unbiased random walk through the layers.
+
+    Args:
+        width: N, the number of a layer's inputs.
+        nonlinearity: ``"linear"`` or ``"relu"``.
+
+    Source:
+        Sussillo & Abbott 2014, arXiv 1412.6558.
+    """
+    if nonlinearity == "linear":
+        return math.exp(1 / (2 * width))
+    return math.sqrt(2) * math.exp(1.2 / (max(width, 6) - 2.4))
+
+
+def _n_in(weight: Tensor) -> int:
+    return math.prod(weight.shape[1:])
+
+
+class _Drawing(Scaling):
+    """Stands in for every operator on a weight: draws the weight at its first use, and runs the operator as it is."""
+
+    function = "goodinit.init_"
+
+    def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
+        """Draw all weights; returns the number of forward passes."""
+        call = None if data is None and forward is None else first_call(model, data, forward)
+        # All of it inside of intercept, so that weights which torch.nn.utils.parametrizations computes are seen being computed.
+        with guard.forward_mode(model, "train"), intercept(model, self, self.prepare) as seen:
+            if call is not None:
+                with self.explained(call):
+                    call(model)
+            for operation in (*self._idle, *module_operations(model, seen.weights)):
+                self.prepare(operation, "drawn")
+            self._refuse_what_was_not_found(model, seen.weights)
+        return int(call is not None)
+
+    def _run(self, operation: Operation) -> Tensor:
+        if operation.weight in self._covered:
+            operation.weight.refresh()
+        else:
+            self.prepare(operation, "drawn")
+        return operation.linear_part()
+
+    def prepare(self, operation: Operation, status: str) -> None:
+        """Draw a weight unless it is to be left alone; a recurrent one like any other."""
+        super().prepare(operation, status if status == "unsupported" else "drawn")
+
+    def _fill(self, pre_init: Any, layout: Layout, weight: Tensor) -> None:
+        """Every matrix by itself: of a convolution's groups, of the gates of an LSTM, of query, key and value."""
+        with self._randomness.as_global(weight.device):
+            for matrix in layout.matrices(weight):
+                for one in matrix.chunk(layout.groups):
+                    pre_init(one)
+
+    def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources) -> None:
+        if not len(self.ledger):
+            raise ModelError(
+                f"{type(model).__name__} has no layer of torch's with a weight; with data=, a batch, the operators of "
+                "its forward are found too"
+            )
+        for name, layer in layers(model):
+            weight = getattr(layer, "weight", None)
+            if isinstance(weight, Tensor) and weights.find(weight) is None and not self._options.skips(f"{name}.weight"):
+                raise ModelError(
+                    f"the weight of {name!r} is no parameter (torch.nn.utils.weight_norm makes such); with data=, a batch, a "
+                    "forward pass shows what it is computed from"
+                )
+
+
+class _Default(_Drawing):
+    """Lets torch's layers fill themselves, biases too."""
+
+    def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:  # noqa: ARG002 - needs neither
+        """Reset all layers; returns the number of forward passes."""
+        super().run(model, None, None)
+        for name, layer in reversed(list(layers(model))):  # a MultiheadAttention after its out_proj, whose bias it zeroes
+            if nn.utils.parametrize.is_parametrized(layer):
+                raise ModelError(f"default cannot reset {name!r}, whose weight is parametrized; use another scheme")
+            self._reset(name, layer)
+        return 0
+
+    def _draw(self, operation: Operation) -> None:
+        """Nothing here: layers are reset as a whole."""
+
+    def _reset(self, name: str, layer: nn.Module) -> None:
+        parameters = {f"{name}.{key}".lstrip("."): p for key, p in layer.named_parameters()}
+        kept = [(p, p.clone()) for key, p in parameters.items() if self._options.skips(key) or not p.requires_grad]
+        if len(kept) == len(parameters):
+            return
+        for parameter in parameters.values():
+            self._undo.remember(parameter)
+        reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters")  # noqa: B009 - no attribute of Module's
+        with self._randomness.as_global(next(iter(parameters.values())).device):
+            reset()
+        for parameter, copy in kept:
+            parameter.copy_(copy)
