@@ -174,14 +174,15 @@ class _Drawing(Scaling):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
         """Draw all weights; returns the number of forward passes."""
         call = None if data is None and forward is None else first_call(model, data, forward)
-        # All of it inside of intercept, so that weights which torch.nn.utils.parametrizations computes are seen being computed.
         with guard.forward_mode(model, "train"), intercept(model, self, self.prepare) as seen:
             if call is not None:
                 with self.explained(call):
                     call(model)
-            for operation in (*self._idle, *module_operations(model, seen.weights)):
-                self.prepare(operation, "drawn")
-            self._refuse_what_was_not_found(model, seen.weights)
+            # Inside of intercept, so that weights which torch.nn.utils.parametrizations computes are seen being computed.
+            others = list(module_operations(model, seen.weights))
+            self._refuse_what_was_not_found(model, seen.weights, len(self.ledger) + len(others))
+        for operation in (*self._idle, *others):
+            self.prepare(operation, "drawn")
         return int(call is not None)
 
     def _run(self, operation: Operation) -> Tensor:
@@ -202,8 +203,8 @@ class _Drawing(Scaling):
                 for one in matrix.chunk(layout.groups):
                     pre_init(one)
 
-    def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources) -> None:
-        if not len(self.ledger):
+    def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources, found: int) -> None:
+        if not found:
             raise ModelError(
                 f"{type(model).__name__} has no layer of torch's with a weight; with data=, a batch, the operators of "
                 "its forward are found too"
