@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench zoo lock clean
+.PHONY: help demo test test-slow lint bench zoo paper lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
+	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
 demo: $(READY)
@@ -33,6 +34,10 @@ bench: $(READY)
 # One thread: the models are small, and the row says how many there were.
 zoo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo_table.py
+
+# The rows are made by `goodinit reproduce …`, see docs/paper.md.
+paper: $(READY)
+	$(BIN)/goodinit reproduce report --results benchmarks/results/paper --out docs/paper.md
 
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): pyproject.toml constraints.txt

@@ -5,25 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from timing import CLOCK
 
-Row = dict[str, Any]
+from goodinit.paper.provenance import commit, machine, now, versions
 
-_PACKAGES = ("torch", "goodinit", "lsuv", "anyinit", "transformers")
-_ROOT = Path(__file__).resolve().parent.parent
+Row = dict[str, Any]
 
 
 class Rows:
@@ -32,17 +26,17 @@ class Rows:
     def __init__(self, out: Path, seed: int, *, quick: bool) -> None:
         self._out = out
         out.parent.mkdir(parents=True, exist_ok=True)
-        now = datetime.now(timezone.utc)
+        began = now()
         self._provenance: Row = {
-            "run": f"{now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
-            "date": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            "run": f"{began:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}",
+            "date": f"{began:%Y-%m-%dT%H:%M:%SZ}",
             "seed": seed,
             "quick": quick,
             "clock": CLOCK.name,
-            "command": shlex.join(["python", "benchmarks/bench_lsuv.py", *sys.argv[1:]]),
-            "versions": _versions(),
-            "machine": _machine(),
-            **_commit(),
+            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "versions": versions("lsuv", "anyinit", "transformers"),
+            "machine": machine(),
+            **commit(leaving_out=["benchmarks/results"]),
         }
         self.made: list[Row] = []
 
@@ -93,50 +87,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _versions() -> dict[str, str | None]:
-    return {"python": platform.python_version(), **{package: _version(package) for package in _PACKAGES}}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "openmp": {key: value for key, value in os.environ.items() if key.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))},
-    }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
-def _commit() -> Row:
-    """The commit that was measured; dirty: something but the results differs from it."""
-    head, status = (
-        _git("rev-parse", "--verify", "--quiet", "HEAD"),
-        _git("status", "--porcelain", "--", ".", ":!benchmarks/results"),
-    )
-    return {"commit": head or None, "dirty": None if status is None else bool(status)}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, check=True)  # noqa: S607
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()

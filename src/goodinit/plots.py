@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Vermillion, blue, green, purple, orange, sky blue of Okabe and Ito's palette: told apart with any kind of colour vision.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP"
+MARKERS = "osD^vP"
 _MOST_TICKS = 12
 
 
@@ -49,7 +49,7 @@ def plot_stds(
     names = list(dict.fromkeys([*before, *after]))
     place = {name: i for i, name in enumerate(names)}
     ax.axhline(target, color="0.75", linewidth=1, zorder=0, label=f"target {target:g}")
-    for stds, label, colour, marker in zip((before, after), labels, COLOURS, _MARKERS, strict=False):
+    for stds, label, colour, marker in zip((before, after), labels, COLOURS, MARKERS, strict=False):
         ax.plot(
             [place[name] for name in stds],
             list(stds.values()),
@@ -84,7 +84,7 @@ def plot_losses(curves: Mapping[str, Sequence[float]], *, ax: Axes | None = None
             steps,
             running_mean(losses, max(1, len(losses) // 20)),
             color=colour,
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=5,
             markevery=max(1, len(losses) // 8),
             linewidth=1.8,
@@ -109,7 +109,7 @@ def demo_figure(
         title: above both pictures.
         guessing: the loss of guessing, drawn as a thin line.
     """
-    figure = _new_figure(11, 4.4)
+    figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     labels = [f"{label}, all elements" for label in losses]
     plot_stds({s.name: s.std for s in default}, {s.name: s.std for s in lsuv}, labels=(labels[0], labels[1]), ax=left)
@@ -178,7 +178,8 @@ def check_picture_path(path: Path) -> None:
         path.unlink()
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of a size in inches, without pyplot."""
     require("matplotlib", extra="plot")
     from matplotlib.figure import Figure  # noqa: PLC0415 - needs the extra
 
@@ -186,7 +187,7 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _new_axes() -> Axes:
-    return _new_figure(6, 4).add_subplot()
+    return new_figure(6, 4).add_subplot()
 
 
 def _label_layers(ax: Axes, names: Sequence[str]) -> None:

@@ -204,11 +204,6 @@ class _Drawing(Scaling):
                     pre_init(one)
 
     def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources, found: int) -> None:
-        if not found:
-            raise ModelError(
-                f"{type(model).__name__} has no layer of torch's with a weight; with data=, a batch, the operators of "
-                "its forward are found too"
-            )
         for name, layer in layers(model):
             weight = getattr(layer, "weight", None)
             if isinstance(weight, Tensor) and weights.find(weight) is None and not self._options.skips(f"{name}.weight"):
@@ -216,6 +211,11 @@ class _Drawing(Scaling):
                     f"the weight of {name!r} is no parameter (torch.nn.utils.weight_norm makes such); with data=, a batch, a "
                     "forward pass shows what it is computed from"
                 )
+        if not found:
+            raise ModelError(
+                f"{type(model).__name__} has no layer of torch's with a weight; with data=, a batch, the operators of "
+                "its forward are found too"
+            )
 
 
 class _Default(_Drawing):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ class Checkpoint:
             theirs, state = content["run"], content["state"]
         except CheckpointError:
             raise
-        except Exception as error:  # of many kinds: of zip files, of unpickling
+        except pickle.UnpicklingError as error:  # whose text recommends to trust the file
+            raise CheckpointError(f"the checkpoint {str(self.path)!r} is none of goodinit's; {self._advice}") from error
+        except Exception as error:  # of many kinds: of zip files, of the file system
             raise CheckpointError(
                 f"the checkpoint {str(self.path)!r} cannot be read ({type(error).__name__}: {error}); {self._advice}"
             ) from error

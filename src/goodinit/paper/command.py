@@ -54,6 +54,23 @@ def list_() -> None:
 
 
 @app.command()
+def report(
+    *,
+    results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the rows.")] = RESULTS,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page; its pictures go into a folder beside it.")] = Path(
+        "paper.md"
+    ),
+) -> None:
+    """Write the page with our figures beside the published ones, from the rows alone."""
+    with errors_shown():
+        from goodinit.paper.page import write_page  # noqa: PLC0415 - other commands do not need it
+        from goodinit.paper.results import Results  # noqa: PLC0415
+
+        pictures = write_page(Results(results).read(), out)
+    typer.echo(f"{out}, and {len(pictures)} pictures in {out.with_suffix('')}")
+
+
+@app.command()
 def run(
     what: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name, or a TOML file with one of your own.")],
     *,
@@ -70,6 +87,7 @@ def run(
     precision: Annotated[str, typer.Option(metavar="float32|bfloat16", help="bfloat16: autocast.", show_default="float32")] = "",
     compiled: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,
     threads: Annotated[int, typer.Option(help="Of the CPU.", show_default="torch's")] = 0,
+    save_every: Annotated[float, typer.Option(metavar="SECONDS", help="How much work a kill may cost.")] = 60.0,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write loss and accuracy for TensorBoard.")] = None,
 ) -> None:
     """Run an experiment: `reproduce table3` is short for `reproduce run table3`."""
@@ -84,7 +102,9 @@ def run(
 
         experiment = experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)
         patterns = tuple(pattern.strip() for pattern in only.split(",") if pattern.strip())
-        order = Order(experiment, budget, seeds, patterns, data_dir, device_named(device), compiled, precision or None)
+        order = Order(
+            experiment, budget, seeds, patterns, data_dir, device_named(device), compiled, precision or None, save_every
+        )
         order.runs()  # refuses what cannot be meant
         if threads:
             torch.set_num_threads(threads)

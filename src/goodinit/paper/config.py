@@ -197,6 +197,9 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             raise OptionError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
 
 
+_TYPE_NAMES = {type(None): "nothing", tuple: "list of int"}
+
+
 def _check_types(run: Settings) -> None:
     """Values are of the types that the fields are declared with; whole numbers will do for fractions."""
     hints = typing.get_type_hints(type(run))
@@ -205,6 +208,7 @@ def _check_types(run: Settings) -> None:
         allowed = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
         allowed = tuple(typing.get_origin(kind) or kind for kind in allowed)
         fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
+        fits = fits and not (isinstance(value, tuple) and any(type(item) is not int for item in value))
         if not fits or (isinstance(value, bool) and bool not in allowed):
-            wanted = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in allowed)
+            wanted = " or ".join(_TYPE_NAMES.get(kind, kind.__name__) for kind in allowed)
             raise OptionError(f"{field.name} must be {wanted}; got {value!r}")

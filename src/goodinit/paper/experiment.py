@@ -108,8 +108,9 @@ def _means(pattern: str, cell: Cell) -> bool:
 
 
 def names() -> list[str]:
-    """Of the experiments that come with goodinit."""
-    return sorted(path.stem for path in (_HERE / "experiments").glob("*.toml"))
+    """Of the experiments that come with goodinit, tables first."""
+    found = (path.stem for path in (_HERE / "experiments").glob("*.toml"))
+    return sorted(found, key=lambda name: (not name.startswith("table"), name))
 
 
 def experiments() -> list[Experiment]:

@@ -1,0 +1,172 @@
+"""The page: our figures beside the published ones, every number from a row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goodinit.paper.experiment import Experiment, experiments
+from goodinit.paper.figures import draw
+from goodinit.paper.files import write_whole
+from goodinit.paper.results import Result
+from goodinit.paper.tables import Filled, Filling, fillings, median_update, times
+
+# Budgets whose tables are shown even where no run has filled them yet. Smoke is a test, no figure.
+_SHOWN = ("short", "full")
+_HIDDEN = "smoke"
+_INTRODUCTION = """# The paper, reproduced
+
+Made by `goodinit reproduce report` from raw rows; no figure on this page is typed. Networks, recipes and published figures are
+those of Mishkin & Matas, [All you need is a good init](https://arxiv.org/abs/1511.06422), ICLR 2016; where the paper leaves
+something open, the source says what was chosen.
+
+- A cell has the mean over n seeds, ± their standard deviation, and n in brackets: `91.20 ± 0.15 (3)`. It is the accuracy (or
+  error) after the last iteration, in percent, on all test images; the best of all tests is in the rows.
+- `n/c`: did not converge. The loss became infinite or NaN, or the network ended no better than guessing.
+- `·`: not run yet. Tables of different budgets or precisions never mix.
+- *published*: quoted from the paper, not measured here, and always for its full schedule.
+
+| budget | what it is |
+| --- | --- |
+| `smoke` | seconds; a test that everything runs, not shown here |
+| `short` | minutes a run on two cores: the schedule shrunk in proportion, a smaller network where the table says so |
+| `full` | as published |
+"""
+
+
+def write_page(results: Sequence[Result], out: Path) -> list[Path]:
+    """Write the page, and its pictures into a folder of its name beside it.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        SaveError: it cannot be written.
+        MissingExtraError: matplotlib is not installed.
+    """
+    folder = out.with_suffix("")
+    pictures: list[Path] = []
+    parts = [_INTRODUCTION]
+    for experiment in experiments():
+        parts.append(_heading(experiment))
+        for table in fillings(experiment, results, _SHOWN):
+            if table.budget == _HIDDEN:
+                continue
+            parts.append(section(table))
+            picture = folder / f"{experiment.name}-{table.budget}{_precision(table, '-')}.png"
+            if draw(table, picture):
+                pictures.append(picture)
+                parts.append(f"![{experiment.title}, {table.budget}]({folder.name}/{picture.name})\n")
+    write_whole(out, "\n".join(parts).encode())
+    return pictures
+
+
+def _heading(experiment: Experiment) -> str:
+    source = f"The paper's {experiment.source}. " if experiment.source else ""
+    return f"## {experiment.name}: {experiment.title}\n\n{source}{experiment.note}".rstrip() + "\n"
+
+
+def section(table: Filling) -> str:
+    """A table as Markdown, and under it where its figures come from."""
+    grid = _timings(table) if table.experiment.kind == "timing" else _scores(table)
+    title = f"### {table.experiment.name}, {table.budget}{_precision(table, ', ')}"
+    return "\n".join([title, "", f"{_sentence(table.experiment.budgets[table.budget])}", "", grid, "", _provenance(table), ""])
+
+
+def _precision(table: Filling, before: str) -> str:
+    return "" if table.precision == "float32" else f"{before}{table.precision}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text and text[-1] not in ".?!" else text
+
+
+def _scores(table: Filling) -> str:
+    """Rows and columns of the experiment; published figures on a line of their own in each cell."""
+    updates = table.experiment.figure == "updates"
+    lines = [["", *table.columns]]
+    for row in table.rows:
+        cells = (table.at(row, column) for column in table.columns)
+        lines.append([table.experiment.titles.get(row, row), *("" if c is None else _cell(c, updates=updates) for c in cells)])
+    return markdown(lines)
+
+
+def _cell(filled: Filled, *, updates: bool) -> str:
+    lines = [str(filled)]
+    if updates and (size := median_update(filled)) is not None:
+        lines.append(f"update {size:.2%}")
+    if filled.cell.published is not None:
+        published = filled.cell.published
+        lines.append(f"*published {published if isinstance(published, str) else f'{published:.2f}'}*")
+    return "<br>".join(lines)
+
+
+def _timings(table: Filling) -> str:
+    """Seconds of every contender beside the published; of training steps the ratio to that without normalization."""
+    inits, steps = [["seconds", "orthonormal", "LSUV"]], [["seconds", "no BN", "BN before", "BN after"]]
+    for filled in table.cells:
+        title, found = table.experiment.titles.get(filled.cell.row, filled.cell.row), times(filled)
+        if getattr(filled.cell.run, "measure", "") == "init":
+            published = table.experiment.published[filled.cell.row]
+            inits.append([title, *(_seconds(found.get(name), published.get(name)) for name in ("orthonormal", "lsuv"))])
+        else:
+            steps.append([title, *(_step(found, name) for name in ("no BN", "BN before", "BN after"))])
+    return f"{markdown(inits)}\n\n{markdown(steps)}"
+
+
+def _seconds(ours: float | None, published: float | str | None) -> str:
+    return f"{'·' if ours is None else f'{ours:.3g}'}<br>*published {published}*"
+
+
+def _step(found: Mapping[str, float], name: str) -> str:
+    return "·" if name not in found else f"{found[name]:.3g} ({found[name] / found['no BN']:.2f} times)"
+
+
+def _provenance(table: Filling) -> str:
+    """Which machines, versions and commits, and the commands that make the rows again."""
+    rows = [result.row for result in table.results]
+    if not rows:
+        return f"No run yet: `goodinit reproduce {table.experiment.name} --budget {table.budget}`."
+    facts = [
+        f"{len(rows)} run{'s' if len(rows) > 1 else ''}",
+        f"seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}",
+        _each(f"{row['device']}: {row['machine']['cpu']}, {row['machine']['threads']} threads" for row in rows),
+        _each(f"torch {row['versions']['torch']}" for row in rows),
+        f"commit {_each(_commit(row) for row in rows)}",
+        *([f"{_interrupted(rows)} of them broken off and taken up again"] if _interrupted(rows) else []),
+        *_data(rows),
+    ]
+    commands = "; ".join(f"`{command}`" for command in dict.fromkeys(str(row["command"]) for row in rows))
+    return f"{'; '.join(facts)}. Made by {commands}."
+
+
+def _interrupted(rows: Iterable[Mapping[str, Any]]) -> int:
+    return sum(bool(row.get("interruptions")) for row in rows)
+
+
+def _commit(row: Mapping[str, Any]) -> str:
+    return f"{str(row['commit'])[:10]}{' with changes' if row['dirty'] else ''}"
+
+
+def _each(values: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(values))
+
+
+def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What the training images were stored as, where that loses something of them."""
+    lossy: dict[str, str] = {}
+    for row in rows:
+        if "data" in row:
+            encodings = Counter(row["data"]["train"]["encodings"])
+            if count := encodings["JPEG"]:
+                of = row["data"]["train"]["images"]
+                lossy[row["run"]["data"]] = f"{row['run']['data']} from {count:,} lossy JPEG files among {of:,} training images"
+    return list(lossy.values())
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table; the first line is its head."""
+    head, *body = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([head, f"|{' --- |' * len(lines[0])}", *body])

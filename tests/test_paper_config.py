@@ -1,0 +1,75 @@
+"""The settings of runs, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from goodinit import OptionError
+from goodinit.paper.config import Timing, Training, run_of
+
+BASE = {"data": "mnist", "network": "fitnet1"}
+
+
+@pytest.mark.parametrize("run", [Training(**BASE, milestones=(3, 4)), Timing(measure="init", network="caffenet")])
+def test_settings_survive_json(run):
+    plain = json.loads(json.dumps(run.plain()))
+    kind = plain.pop("kind")
+    assert run_of(kind, plain, "here") == run
+    assert run_of(kind, plain, "here").key == run.key
+
+
+def test_the_key_stands_for_all_settings():
+    keys = {
+        Training(**{**BASE, **change}).key
+        for change in ({}, {"seed": 1}, {"lr": 0.2}, {"network": "fitnet4"}, {"milestones": (1,)}, {"train_images": 5})
+    }
+    assert len(keys) == 6
+    assert Training(**BASE).key == Training(**BASE).key
+
+
+def test_runs_say_what_they_are():
+    assert str(Training(**BASE, norm="after", iterations=7)) == "mnist-fitnet1-maxout-norm-after-lsuv-7-seed0"
+    assert str(Timing(measure="init", network="caffenet")) == "init-caffenet-relu-seed0"
+
+
+def test_differences_are_named():
+    run = Training(**BASE, lr=0.1)
+    other = {**Training(**BASE, lr=0.2, milestones=(5,)).plain(), "warmup": 3}
+    assert run.differences(other) == ["lr was 0.2, is 0.1", "milestones was [5], is []", "warmup was 3, is None"]
+    assert not run.differences(run.plain())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"netwrk": "fitnet1"}, "here: unknown key 'netwrk' (did you mean 'network'"),
+        ({"network": "fitnet2"}, "here: network must be one of fitnet1, fitnet4, "),
+        ({"init": "xavier"}, "here: init must be one of default, glorot, "),
+        ({"lr": 0}, "here: lr must be positive; got 0"),
+        ({"lr": "0.1"}, "here: lr must be float; got '0.1'"),
+        ({"iterations": 1.5}, "here: iterations must be int; got 1.5"),
+        ({"iterations": True}, "here: iterations must be int; got True"),
+        ({"train_images": "all"}, "here: train_images must be int or nothing; got 'all'"),
+        ({"milestones": 5}, "here: milestones must be list of int; got 5"),
+        ({"milestones": [5, 7.5]}, "here: milestones must be list of int; got (5, 7.5)"),
+        ({"milestones": [5, 3]}, "here: milestones must not fall; got [5, 3]"),
+        ({"mirror": 1}, "here: mirror must be bool; got 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        run_of("training", {**BASE, **settings}, "here")
+
+
+def test_settings_without_a_default_must_be_given():
+    with pytest.raises(OptionError, match="here: data, network must be given"):
+        run_of("training", {}, "here")
+    with pytest.raises(OptionError, match=r"iterations are measured on fitnet1, .*, which have batch normalization on demand"):
+        Timing(measure="iteration", network="caffenet")
+
+
+def test_whole_numbers_are_fractions_too():
+    assert run_of("training", {**BASE, "lr": 1}, "here") == Training(**BASE, lr=1.0)

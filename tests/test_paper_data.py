@@ -1,0 +1,263 @@
+"""Image sets: found, decoded once, kept whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+
+from goodinit import DataError, OptionError
+from goodinit.hub import parquet_files
+from goodinit.paper import data
+from goodinit.paper.data import load
+from image_sets import write_set
+
+pytestmark = pytest.mark.usefixtures("own_caches")
+
+
+@pytest.fixture
+def own_caches(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "arrow")
+    monkeypatch.setenv("GOODINIT_CACHE", str(tmp_path / "cache"))
+
+
+def pixels(i, array):
+    """Image i is all i, but for its first pixel."""
+    array = np.full_like(array, i)
+    array[0, 0] = 255
+    return array
+
+
+def test_a_set_is_decoded_and_then_mapped(tmp_path):
+    write_set(tmp_path / "sets" / "cifar10", change=pixels)
+    told = []
+    first = load("cifar10", tmp_path / "sets", progress=lambda *args: told.append(args))
+    assert first.shape == (3, 32, 32)
+    assert first.classes == 10
+    assert first.train.labels.tolist() == [i % 10 for i in range(40)]
+    assert first.train.pixels[7, :, 0, :2].tolist() == [[255, 7]] * 3
+    assert str(first) == "CIFAR-10: 40 training and 40 test images, 32x32, colour"
+    assert told[-1] == ("decoding the test images of CIFAR-10", 40, 40)
+    told.clear()
+    second = load("cifar10", tmp_path / "sets", progress=lambda *args: told.append(args))
+    assert not told
+    assert torch.equal(first.train.pixels, second.train.pixels)
+    assert second.train.facts == first.train.facts
+    assert second.train.facts.encodings == {"PNG": 40}
+    assert isinstance(np.load(next((tmp_path / "cache").glob("*train*/pixels.npy")), mmap_mode="r"), np.memmap)
+
+
+def test_what_is_written_to_pixels_does_not_reach_the_cache(tmp_path):
+    write_set(tmp_path / "cifar10", change=pixels)
+    load("cifar10", tmp_path).train.pixels.zero_()
+    assert load("cifar10", tmp_path).train.pixels[7, 0, 5, 5] == 7
+
+
+def test_other_files_are_decoded_anew(tmp_path):
+    write_set(tmp_path / "cifar10", change=pixels)
+    before = load("cifar10", tmp_path).train
+    write_set(tmp_path / "cifar10", change=lambda i, array: pixels(i + 1, array))
+    os.utime(tmp_path / "cifar10" / "train-00000-of-00001.parquet", (1, 1))
+    after = load("cifar10", tmp_path).train
+    assert after.facts.sha256 != before.facts.sha256
+    assert after.pixels[7, 0, 5, 5] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "options"),
+    [
+        ("mnist", ".", {"image": "image", "channels": 1, "size": (28, 28)}),
+        ("cifar100", "cifar100", {"label": "fine_label", "classes": 12}),
+        ("tiny-imagenet", "tiny_imagenet", {"image": "image", "size": (64, 64), "splits": ("train", "valid")}),
+        ("somebody/else-s", "else-s", {"image": "image", "size": (8, 6), "encoding": "JPEG"}),
+        ("somebody/bare", "bare", {"features": False}),
+    ],
+)
+def test_layouts_of_the_hub(tmp_path, name, folder, options):
+    write_set(tmp_path / folder, **options)
+    found = load(name, tmp_path)
+    assert found.shape == (options.get("channels", 3), *options.get("size", (32, 32)))
+    assert found.classes == options.get("classes", 10)
+    assert len(found.train) == len(found.test) == 40
+    assert found.train.facts.encodings == {options.get("encoding", "PNG"): 40}
+
+
+def test_gray_images_among_coloured_ones(tmp_path):
+    write_set(tmp_path / "cifar10", change=lambda i, array: array[:, :, 0] if i == 3 else array)
+    train = load("cifar10", tmp_path).train
+    assert train.pixels.shape == (40, 3, 32, 32)
+    assert torch.equal(train.pixels[3, 0], train.pixels[3, 2])
+    assert not torch.equal(train.pixels[4, 0], train.pixels[4, 2])
+
+
+def test_a_folder_of_one_set_among_many(tmp_path):
+    """Files in the folder itself do not hide the set's own subfolder."""
+    write_set(tmp_path, classes=3)
+    write_set(tmp_path / "cifar10", classes=5)
+    assert load("cifar10", tmp_path).classes == 5
+    assert load("cifar100", tmp_path).classes == 3
+    assert parquet_files("uoft-cs/cifar10", tmp_path)["train"] == [str(tmp_path / "cifar10" / "train-00000-of-00001.parquet")]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"change": lambda i, array: array[:, :-2] if i == 3 else array},
+            "the images of a set must be of one size; of the train images of CIFAR-10 image 3 is 32x30, image 0 32x32",
+        ),
+        ({"image": "pixels", "features": False}, r"need a column of images .* found: pixels \(.*\), label \(Value\)"),
+        ({"label": "target", "features": False}, r"and one of labels \(label, fine_label, labels\); found: img "),
+    ],
+)
+def test_sets_of_another_form(tmp_path, options, message):
+    write_set(tmp_path / "cifar10", **options)
+    with pytest.raises(DataError, match=message):
+        load("cifar10", tmp_path)
+    assert not list((tmp_path / "cache").glob("*"))
+
+
+def test_images_that_cannot_be_decoded(tmp_path, monkeypatch):
+    import image_sets
+
+    whole = image_sets.encoded
+    monkeypatch.setattr(image_sets, "encoded", lambda array, encoding: whole(array, encoding)[:-100])
+    write_set(tmp_path / "cifar10")
+    with pytest.raises(DataError, match=r"image 0 of the train images of CIFAR-10 cannot be decoded \(OSError: .*truncated"):
+        load("cifar10", tmp_path)
+
+
+def test_labels_outside_of_the_classes(tmp_path):
+    write_set(tmp_path / "cifar10", features=False, classes=4)
+    import datasets
+
+    table = datasets.load_dataset("parquet", data_files=str(tmp_path / "cifar10" / "test-00000-of-00001.parquet"), split="train")
+    table.map(lambda row: {"label": row["label"] - 1}).to_parquet(tmp_path / "cifar10" / "test-00000-of-00001.parquet")
+    with pytest.raises(DataError, match="the test images of CIFAR-10 have 3 classes; the label of image 0 is -1"):
+        load("cifar10", tmp_path)
+
+
+def test_folders_without_the_set(tmp_path):
+    with pytest.raises(OptionError, match=r"there is no data folder '.*none'; without a data folder CIFAR-10 is downloaded"):
+        load("cifar10", tmp_path / "none")
+    with pytest.raises(DataError, match=r"no CIFAR-10 in the data folder .* in its subfolder cifar10, as in uoft-cs/cifar10"):
+        load("cifar10", tmp_path)
+
+
+def test_a_truncated_file(tmp_path):
+    file = write_set(tmp_path / "cifar10") / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(DataError, match=r"cannot read .*train-00000-of-00001.parquet \(\w+: .*\); is it complete\?"):
+        load("cifar10", tmp_path)
+
+
+def test_train_and_test_images_of_two_shapes(tmp_path):
+    write_set(tmp_path / "cifar10", splits=("train",))
+    write_set(tmp_path / "cifar10", splits=("test",), size=(16, 16))
+    with pytest.raises(DataError, match=r"training images of cifar10 are of shape \(3, 32, 32\), its test images of .*16, 16\)"):
+        load("cifar10", tmp_path)
+
+
+def test_a_broken_cache_is_named(tmp_path):
+    write_set(tmp_path / "cifar10")
+    load("cifar10", tmp_path)
+    (folder,) = (tmp_path / "cache").glob("*train*")
+    stored = folder / "pixels.npy"
+    stored.write_bytes(stored.read_bytes()[:1000])
+    with pytest.raises(DataError, match=rf"the decoded images in '.*{folder.name}' cannot be read \(.*\); delete this folder"):
+        load("cifar10", tmp_path)
+    shutil.rmtree(folder)
+    load("cifar10", tmp_path)
+
+
+def test_a_full_disk_leaves_no_half_of_a_set(tmp_path):
+    """Files may not be larger than 100 kB in this process: what a full disk does to a write, done by the kernel."""
+    write_set(tmp_path / "cifar10")
+    load("cifar10", tmp_path)  # so that Arrow's own files are there
+    shutil.rmtree(tmp_path / "cache")
+    code = (
+        "import resource, datasets\n"
+        "from pathlib import Path\n"
+        "from goodinit.paper.data import load\n"
+        f"datasets.config.HF_DATASETS_CACHE = Path({str(tmp_path / 'arrow')!r})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        f"load('cifar10', Path({str(tmp_path)!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert "goodinit.errors.DataError: cannot save the decoded images in '" in done.stderr
+    assert "they need 0 MiB. GOODINIT_CACHE names another folder" in done.stderr
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_set_that_another_process_decoded_meanwhile(tmp_path, monkeypatch):
+    write_set(tmp_path / "cifar10", change=pixels)
+    save = data._save
+
+    def late(folder, *decoded):
+        save(folder, *decoded)  # the other process
+        save(folder, *decoded)
+
+    monkeypatch.setattr(data, "_save", late)
+    assert load("cifar10", tmp_path).train.pixels[7, 0, 5, 5] == 7
+    assert sorted(p.name[:22] for p in (tmp_path / "cache").iterdir()) == ["uoft-cs--cifar10-test-", "uoft-cs--cifar10-train"]
+
+
+def test_the_hub_is_asked_by_name(monkeypatch, tmp_path):
+    """Without a network: what would be asked for, and that its answer is read as a folder's is."""
+    import datasets
+
+    write_set(tmp_path / "files")
+    from_parquet = datasets.load_dataset
+    asked = []
+
+    def hub(name, split):
+        asked.append((name, split))
+        file = str(tmp_path / "files" / f"{'train' if split == 'train' else 'test'}-00000-of-00001.parquet")
+        return from_parquet("parquet", data_files=file, split="train")
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda name: ["train", "validation"])
+    assert len(load("somebody/something").test) == 40
+    assert asked == [("somebody/something", "train"), ("somebody/something", "validation")]
+    asked.clear()
+    load("mnist")
+    assert asked[0] == ("ylecun/mnist", "train")
+
+
+def real(name):
+    folder = Path(os.environ.get("GOODINIT_DATA_DIR", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / name.replace("-", "_")).is_dir():
+        pytest.skip(f"no {name}: name a folder that holds it with GOODINIT_DATA_DIR")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "shape", "counts", "classes", "mean"),
+    [
+        ("mnist", (1, 28, 28), (60_000, 10_000), 10, [0.1307]),
+        ("cifar10", (3, 32, 32), (50_000, 10_000), 10, [0.4914, 0.4822, 0.4465]),
+        ("cifar100", (3, 32, 32), (50_000, 10_000), 100, [0.5069, 0.4864, 0.4408]),
+        ("tiny-imagenet", (3, 64, 64), (8_000, 1_000), 20, [0.4922, 0.4462, 0.3967]),
+    ],
+)
+def test_real_sets(name, shape, counts, classes, mean):
+    found = load(name, real(name))
+    assert found.shape == shape
+    assert (len(found.train), len(found.test)) == counts
+    assert found.classes == classes
+    means = found.train.pixels.double().mean((0, 2, 3)) / 255
+    assert means.tolist() == pytest.approx(mean, abs=2e-3)
+    assert found.train.labels.bincount().float().std() < 0.07 * counts[0] / classes
+    assert sum(found.train.facts.encodings.values()) == counts[0]
+    assert set(found.train.facts.encodings) <= {"PNG", "WEBP", "JPEG"}

@@ -1,0 +1,152 @@
+"""The experiments that come with goodinit, and files of one's own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from goodinit import OptionError
+from goodinit.paper.config import Training
+from goodinit.paper.experiment import BUDGETS, experiments, named, names, read
+
+SMALL = """
+title = "a title"
+recipe = "cifar"
+columns = { activation = ["relu", "tanh"] }
+[[rows]]
+name = "lsuv"
+set = { init = "lsuv" }
+published = { relu = 90.5 }
+[[rows]]
+name = "he"
+title = "He"
+set = { init = "he", lr = 0.5 }
+score = "error"
+[[where]]
+if = { init = "he", activation = "tanh" }
+set = { lr = 0.25 }
+[budgets.short]
+note = "a ninth"
+set = { iterations = 10_000 }
+where = [{ if = { network = "fitnet4" }, set = { network = "fitnet1" } }]
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_paper_s_experiments_are_there():
+    assert names() == ["table2", "table3", "table4", "table5", "batchsize", "curves", "figure1", "gaussian", "timings"]
+    for experiment in experiments():
+        assert set(BUDGETS) <= set(experiment.cells), experiment.name
+        assert experiment.title
+        assert all(experiment.budgets[budget] for budget in BUDGETS)
+
+
+def test_table3_is_the_paper_s():
+    table = named("table3")
+    cells = {cell.name: cell for cell in table.selected("full")}
+    assert len(cells) == 25
+    assert cells["lsuv/maxout"].published == 93.94
+    assert cells["he/maxout"].published == "n/c"
+    assert cells["orthonormal-he/tanh"].published is None
+    run = cells["lsuv/relu"].run
+    assert run == Training(
+        data="cifar10", network="fitnet4", activation="relu", init="lsuv", lr=0.01, momentum=0.9, weight_decay=5e-4, pad=4,
+        mirror=True, milestones=(40_000, 60_000, 80_000), iterations=90_000, batch=128,
+    )  # fmt: skip
+    # The authors' own recipes for two cells.
+    he, glorot = cells["he/maxout"].run, cells["glorot/maxout"].run
+    assert (he.lr, he.momentum, he.milestones) == (0.001, 0.5, (80_000,))
+    assert (glorot.lr, glorot.momentum, glorot.milestones) == (0.01, 0.5, (40_000, 60_000, 80_000))
+
+
+def test_mnist_s_recipe():
+    run = {cell.name: cell for cell in named("table2").selected("full")}["mnist-hinge/lsuv"].run
+    assert (run.optimizer, run.lr, run.rms_decay, run.batch, run.iterations) == ("rmsprop", 0.002, 0.99, 64, 50_000)
+    assert (run.milestones, run.gamma, run.weight_decay, run.pixels, run.loss) == (
+        (15_000, 30_000, 45_000), 0.1, 5e-4, "scaled", "hinge",
+    )  # fmt: skip
+
+
+def test_runs_of_one_table_serve_others():
+    """curves has table3's runs, so that they are not done twice."""
+    for budget in BUDGETS:
+        table3 = {cell.run for cell in named("table3").selected(budget)}
+        assert {cell.run for cell in named("curves").selected(budget)} <= table3
+        assert named("table5").selected(budget, ["lsuv/relu"])[0].run in table3
+
+
+def test_settings_come_one_over_the_other(tmp_path):
+    experiment = read(written(tmp_path, SMALL))
+    full = {cell.name: cell for cell in experiment.selected("full")}
+    assert list(full) == ["lsuv/relu", "lsuv/tanh", "he/relu", "he/tanh"]
+    assert [cell.run.lr for cell in full.values()] == [0.01, 0.01, 0.5, 0.25]
+    assert [cell.score for cell in full.values()] == ["accuracy", "accuracy", "error", "error"]
+    assert full["lsuv/relu"].published == 90.5
+    short = experiment.selected("short", ["lsuv/relu"])[0].run
+    assert (short.network, short.iterations, short.milestones) == ("fitnet1", 10_000, (4444, 6667, 8889))
+    assert experiment.titles == {"he": "He"}
+    assert experiment.budgets["short"] == "a ninth"
+    assert set(experiment.cells) == {"smoke", "short", "full"}
+
+
+def test_cells_are_selected_by_patterns(tmp_path):
+    experiment = read(written(tmp_path, SMALL))
+
+    def names_of(*only):
+        return [cell.name for cell in experiment.selected("short", only)]
+
+    assert names_of("he") == ["he/relu", "he/tanh"]
+    assert names_of("he/relu", "lsuv/*") == ["lsuv/relu", "lsuv/tanh", "he/relu"]
+    assert names_of("*/tanh") == ["lsuv/tanh", "he/tanh"]
+    assert len(names_of()) == 4
+    with pytest.raises(OptionError, match=r"mine has no row or row/column 'lsvu' \(did you mean 'lsuv'"):
+        names_of("lsvu")
+    with pytest.raises(OptionError, match=r"budget must be one of smoke, short, full; got 'shrt' \(did you mean 'short'\?\)"):
+        experiment.selected("shrt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title =", "titel =", "mine.toml: unknown key 'titel' (did you mean 'title'?)"),
+        ('title = "a title"', "title = 3", "mine.toml: an experiment needs a title and rows"),
+        ('name = "he"\n', "", "mine.toml: a row needs a name"),
+        (
+            'recipe = "cifar"',
+            'recipe = "cfar"',
+            "mine.toml, smoke: recipe must be one of mnist, cifar, cifar-rmsprop; got 'cfar'",
+        ),
+        ("lr = 0.5", "lrate = 0.5", "mine.toml, smoke, he: unknown key 'lrate'"),
+        ("score =", "skore =", "mine.toml: rows: unknown key 'skore' (did you mean 'score'"),
+        ('"error"', '"errors"', "score must be one of accuracy, error; got 'errors'"),
+        ("[[where]]\nif =", "[[where]]\nwhen =", "mine.toml, smoke: where: unknown key 'when'"),
+        ("published = { relu", "published = { relo", "mine.toml, smoke: published: unknown key 'relo' (did you mean 'relu'"),
+        ("columns =", "figure = 'curvs'\ncolumns =", "mine.toml: figure must be one of nothing, curves, updates; got 'curvs'"),
+        (
+            "columns =",
+            "kind = 'traning'\ncolumns =",
+            "mine.toml: kind must be one of training, timing; got 'traning' (did you mean",
+        ),
+        ('note = "a ninth"', 'nte = "a ninth"', "mine.toml: budgets.short: unknown key 'nte' (did you mean 'note'"),
+        ('["relu", "tanh"]', '["relu", "tahn"]', "mine.toml, smoke, lsuv: activation must be one of"),
+        ("columns = {", "columns = { loss = ['hinge'],", "columns are the values of one setting; got loss, activation"),
+        ("title =", "title", "mine.toml' cannot be read: "),
+    ],
+)
+def test_bad_files(tmp_path, old, new, message):
+    assert old in SMALL
+    with pytest.raises(OptionError, match=re.escape(message)):
+        read(written(tmp_path, SMALL.replace(old, new)))
+
+
+def test_unknown_experiments(tmp_path):
+    with pytest.raises(OptionError, match=r"there is no experiment 'tabel3' \(did you mean 'table3'.*\?\); there are table2, "):
+        named("tabel3")
+    with pytest.raises(OptionError, match=r"the experiment '.*none.toml' cannot be read: .*No such file"):
+        read(tmp_path / "none.toml")

@@ -1,0 +1,208 @@
+"""Tables, pictures and the page: every number from rows, budgets and precisions apart, empty cells visible."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from goodinit.cli import app
+from goodinit.errors import GoodinitError
+from goodinit.paper.experiment import BUDGETS, experiments, named
+from goodinit.paper.files import append_line
+from goodinit.paper.page import write_page
+from goodinit.paper.results import Result, Results
+from goodinit.paper.tables import fillings, median_update, times
+
+ROOT = Path(__file__).parent.parent
+COMMON = {
+    "schema": 1, "commit": "0123456789abcdef", "dirty": False, "device": "cpu", "command": "goodinit reproduce x",
+    "machine": {"cpu": "a CPU", "threads": 2}, "versions": {"torch": "9.9"}, "interruptions": 0,
+    "data": {"train": {"images": 50_000, "encodings": {"PNG": 50_000}}},
+}  # fmt: skip
+
+
+def cell_of(experiment, cell, budget="short"):
+    return named(experiment).selected(budget, [cell])[0]
+
+
+def row(run, accuracy, **more):
+    """A row as a training leaves it."""
+    measured = {
+        "status": "done" if accuracy is not None else "n/c", "final_accuracy": accuracy,
+        "evaluations": [[1, 0.1, 2.3], [2, accuracy or 0.1, 1.0]],
+    }  # fmt: skip
+    return {**COMMON, "seed": run.seed, **measured, "run": run.plain(), **more}
+
+
+def result(run, accuracy, **more):
+    return Result(run, row(run, accuracy, **more))
+
+
+def cells(markdown):
+    """The cells of all tables, by the table's heading."""
+    found, heading = {}, ""
+    for line in markdown.splitlines():
+        heading = line[4:] if line.startswith("### ") else heading
+        if line.startswith("|") and not line.startswith("| ---"):
+            found.setdefault(heading, []).append([part.strip() for part in line.strip("|").split("|")])
+    return found
+
+
+def page(results, tmp_path):
+    write_page(results, tmp_path / "page.md")
+    return cells((tmp_path / "page.md").read_text())
+
+
+def test_a_cell_has_mean_std_and_n(tmp_path):
+    run = cell_of("table3", "lsuv/relu").run
+    found = page([result(replace(run, seed=seed), accuracy) for seed, accuracy in enumerate((0.80, 0.82, 0.87))], tmp_path)
+    assert found["table3, short"][1][2] == "83.00 ± 3.61 (3)<br>*published 92.11*"
+    assert found["table3, full"][1][2] == "·<br>*published 92.11*"
+    assert found["curves, short"][1][2] == "83.00 ± 3.61 (3)"  # the same run
+
+
+def test_runs_that_did_not_converge_are_counted(tmp_path):
+    relu, tanh = cell_of("table3", "he/relu").run, cell_of("table3", "he/tanh").run
+    results = [result(relu, 0.5), result(replace(relu, seed=1), None), result(tanh, None), result(replace(tanh, seed=1), None)]
+    assert page(results, tmp_path)["table3, short"][5][2:5:2] == [
+        "50.00 (1), n/c (1)<br>*published 90.91*",
+        "n/c (2)<br>*published 89.54*",
+    ]
+
+
+def test_budgets_and_precisions_never_mix(tmp_path):
+    short, full = cell_of("table3", "lsuv/relu").run, cell_of("table3", "lsuv/relu", "full").run
+    results = [
+        result(short, 0.5),
+        result(full, 0.9),
+        result(replace(short, precision="bfloat16"), 0.6),
+        result(replace(short, lr=5.0), 0.7),
+    ]
+    found = page(results, tmp_path)
+    assert found["table3, short"][1][2] == "50.00 (1)<br>*published 92.11*"
+    assert found["table3, full"][1][2] == "90.00 (1)<br>*published 92.11*"
+    assert found["table3, short, bfloat16"][1][2] == "60.00 (1)<br>*published 92.11*"
+    assert "table3, full, bfloat16" not in found
+
+
+def test_errors_instead_of_accuracies(tmp_path):
+    run = cell_of("table2", "mnist-hinge/lsuv", "full").run
+    found = page([result(run, 0.9961)], tmp_path)["table2, full"]
+    assert found[1] == ["MNIST, hinge loss, error", "0.39 (1)<br>*published 0.38*", "·<br>*published 0.43*"]
+
+
+def test_a_run_that_was_done_twice_counts_once():
+    run = cell_of("table3", "lsuv/relu").run
+    (table,) = fillings(named("table3"), [result(run, 0.1), result(run, 0.9)], ())
+    assert [float(r.row["final_accuracy"]) for r in table.results] == [0.9]
+
+
+def test_every_cell_of_every_experiment_is_there(tmp_path):
+    """Empty ones too, in the budgets that are shown."""
+    found = page([], tmp_path)
+    for experiment in experiments():
+        for budget in BUDGETS[1:]:
+            table = found[f"{experiment.name}, {budget}"]
+            shown = sum(cell.startswith("·") for line in table[1:] for cell in line[1:])
+            count = len(experiment.cells[budget])
+            assert shown == (count if experiment.kind == "training" else 2 * 3 + 3 * 2)
+        assert f"{experiment.name}, smoke" not in found
+
+
+def test_where_the_figures_come_from(tmp_path):
+    run = cell_of("table3", "lsuv/relu").run
+    lossy = {"train": {"images": 100, "encodings": {"JPEG": 7, "PNG": 93}}}
+    results = [
+        result(run, 0.5),
+        result(
+            replace(run, seed=1), 0.5, commit="fedcba9876543210", dirty=True, interruptions=2, data=lossy, command="goodinit y"
+        ),
+    ]
+    write_page(results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert (
+        "2 runs; seeds 0, 1; cpu: a CPU, 2 threads; torch 9.9; commit 0123456789 and fedcba9876 with changes; 1 of them broken "
+        "off and taken up again; cifar10 from 7 lossy JPEG files among 100 training images. Made by `goodinit reproduce x`; "
+        "`goodinit y`."
+    ) in text
+    assert "No run yet: `goodinit reproduce table4 --budget full`." in text
+
+
+def test_timings(tmp_path):
+    init, step = cell_of("timings", "googlenet", "full").run, cell_of("timings", "iteration-relu", "full").run
+    results = [
+        Result(
+            init, {**COMMON, "seed": 0, "seconds": {"orthonormal": [3.0, 1.0, 2.0], "lsuv": [9.0, 4.0, 5.0]}, "run": init.plain()}
+        ),
+        Result(
+            step, {**COMMON, "seed": 0, "seconds": {"no BN": [0.5], "BN before": [0.7], "BN after": [0.6]}, "run": step.plain()}
+        ),
+    ]
+    found = page(results, tmp_path)["timings, full"]
+    assert found[3] == ["GoogLeNet, 32 images of 224x224", "2<br>*published 24*", "5<br>*published 60*"]
+    assert found[5][1:] == ["0.5 (1.00 times)", "0.7 (1.40 times)", "0.6 (1.20 times)"]
+    (table,) = fillings(named("timings"), results, ())
+    assert times(table.cells[2]) == {"orthonormal": 2.0, "lsuv": 5.0}
+
+
+def test_relative_updates_and_their_picture(tmp_path):
+    cell = cell_of("figure1", "1/relu", "full")
+    updates = {f"layer{i}": [[1, 0.5], [100, 0.002 * i], [500, -1.0]] for i in (1, 2, 3)}
+    lost = replace(cell.run, init_gain=10.0)
+    results = [result(cell.run, 0.5, updates=updates), result(lost, None, updates={"layer1": [[1, -1.0]]})]
+    pictures = write_page(results, tmp_path / "page.md")
+    found = cells((tmp_path / "page.md").read_text())["figure1, full"]
+    assert found[4][2] == "50.00 (1)<br>update 0.40%"
+    assert found[7][2] == "n/c (1)"
+    assert [p.name for p in pictures] == ["figure1-full.png"]
+    assert pictures[0].read_bytes().startswith(b"\x89PNG")
+    assert "(page/figure1-full.png)" in (tmp_path / "page.md").read_text()
+    (table,) = fillings(named("figure1"), results, ())
+    assert median_update(table.cells[0]) is None
+
+
+def test_curves_and_their_picture(tmp_path):
+    runs = [cell_of("curves", name).run for name in ("lsuv/relu", "he/relu", "he/maxout")]
+    results = [result(replace(run, seed=seed), 0.5) for run in runs for seed in (0, 1)]
+    assert [p.name for p in write_page(results, tmp_path / "page.md")] == ["curves-short.png"]
+    first = (tmp_path / "page" / "curves-short.png").read_bytes()
+    write_page(results, tmp_path / "page.md")
+    assert (tmp_path / "page" / "curves-short.png").read_bytes() == first  # the same rows, the same picture
+
+
+def test_the_command(tmp_path):
+    run = cell_of("table3", "lsuv/relu").run
+    append_line(tmp_path / "r" / "runs.jsonl", row(run, 0.75))
+    done = CliRunner().invoke(app, ["reproduce", "report", "--results", str(tmp_path / "r"), "--out", str(tmp_path / "page.md")])
+    assert done.exit_code == 0, done.output
+    assert "75.00 (1)" in (tmp_path / "page.md").read_text()
+    assert done.output.endswith(f"{tmp_path / 'page.md'}, and 1 pictures in {tmp_path / 'page'}\n")
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"schema": 9}, r"line 1 of '.*runs.jsonl' is no row of schema 1"),
+        ({"run": {"kind": "training", "data": "x"}}, r"line 1 of '.*runs.jsonl': network must be given"),
+        ({"run": {"kind": "sleeping"}}, "is no row of schema 1"),
+    ],
+)
+def test_rows_that_cannot_be_read(tmp_path, broken, message):
+    append_line(tmp_path / "runs.jsonl", {**row(cell_of("table3", "lsuv/relu").run, 0.5), **broken})
+    with pytest.raises(GoodinitError, match=message):
+        Results(tmp_path).read()
+
+
+def test_the_page_of_the_docs_is_made_from_the_committed_rows(tmp_path):
+    committed = ROOT / "benchmarks" / "results" / "paper"
+    if not (committed / "runs.jsonl").exists():
+        pytest.skip("not in a checkout")
+    write_page(Results(committed).read(), tmp_path / "paper.md")
+    assert (tmp_path / "paper.md").read_text() == (ROOT / "docs" / "paper.md").read_text(), "run `make paper`"
+    pictures = re.findall(r"\]\((paper/[^)]*)\)", (ROOT / "docs" / "paper.md").read_text())
+    assert pictures
+    assert all((ROOT / "docs" / picture).exists() for picture in pictures)
