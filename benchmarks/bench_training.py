@@ -20,7 +20,8 @@ from rows import Rows
 from torch import Tensor
 
 from goodinit.paper.config import Training
-from goodinit.paper.data import Facts, Images, ImageSet
+from goodinit.paper.data import Images, ImageSet
+from goodinit.paper.decode import Facts
 from goodinit.paper.experiment import named
 from goodinit.paper.networks import NETWORKS, make_network
 from goodinit.paper.optimize import LOSSES, Solver
@@ -78,7 +79,7 @@ def measure(name: str, run: Training, device: torch.device, repeats: int, rows: 
 def noise(run: Training) -> ImageSet:
     """A set of the size of a few batches."""
     shape = NETWORKS[run.network]
-    pixels = torch.randint(256, (40 * run.batch, shape.channels, shape.pixels, shape.pixels), dtype=torch.uint8)
+    pixels = torch.randint(256, (40 * run.batch, shape.channels, shape.published_pixels, shape.published_pixels), dtype=torch.uint8)
     images = Images(pixels, torch.arange(len(pixels)) % 10, Facts(tuple(map(str, range(10))), {}, ""))
     return ImageSet("noise", images, images.first(run.batch))
 
@@ -88,7 +89,7 @@ def bare(run: Training, device: torch.device) -> float:
     shape = NETWORKS[run.network]
     model = make_network(run.network, activation=run.activation)
     model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    x: Tensor = torch.randn(run.batch, shape.channels, shape.pixels, shape.pixels, device=device)
+    x: Tensor = torch.randn(run.batch, shape.channels, shape.published_pixels, shape.published_pixels, device=device)
     x, y = x.to(memory_format=torch.channels_last), torch.zeros(run.batch, dtype=torch.int64, device=device)
     optimizer, loss_of = Solver(run, model).optimizer, LOSSES[run.loss]
     if device.type == "cuda":

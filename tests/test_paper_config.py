@@ -67,8 +67,43 @@ def test_bad_settings(settings, message):
 def test_settings_without_a_default_must_be_given():
     with pytest.raises(OptionError, match="here: data, network must be given"):
         run_of("training", {}, "here")
-    with pytest.raises(OptionError, match=r"iterations are measured on fitnet1, .*, which have batch normalization on demand"):
-        Timing(measure="iteration", network="caffenet")
+    with pytest.raises(OptionError, match="caffenet is published with activation='relu'; got 'maxout'"):
+        Timing(measure="iteration", network="caffenet", activation="maxout")
+
+
+def test_a_new_setting_changes_no_key(monkeypatch):
+    """Rows and checkpoints of older versions are still those of the same runs."""
+    before = Training(**BASE).key
+    monkeypatch.setattr(Training, "plain", lambda self: {**original(self), "later": 7})
+    monkeypatch.setattr(Training, "defaults", classmethod(lambda _cls: {**defaults, "later": 7}))
+    assert Training(**BASE).key == before
+    old = Training(**BASE)
+    assert not old.differences({key: v for key, v in original(old).items() if key not in ("gamma", "pad")})
+
+
+original, defaults = Training.plain, Training.defaults()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "hints", "hint_iterations": 5}, "method='hints' and teacher='': hints and distillation need a teacher"),
+        ({"teacher": "fitnet1"}, "method='plain' and teacher='fitnet1'"),
+        ({"teacher": "fitnet1", "method": "hints"}, "method='hints' and hint_iterations=0: hints need some, nothing else"),
+        ({"teacher": "fitnet1", "method": "distillation", "hint_iterations": 5}, "hint_iterations=5"),
+    ],
+)
+def test_methods_and_what_they_need(settings, message):
+    with pytest.raises(OptionError, match=re.escape(message)):
+        Training(**BASE, **settings)
+
+
+def test_the_teacher_s_run():
+    run = Training(
+        **BASE, method="hints", teacher="teacher-mnist", hint_iterations=7, iterations=9, seed=3, loss="hinge", init="he"
+    )
+    assert run.total == 16
+    assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="glorot")
 
 
 def test_whole_numbers_are_fractions_too():

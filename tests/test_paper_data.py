@@ -15,7 +15,7 @@ import torch
 pytest.importorskip("datasets")
 
 from goodinit import DataError, OptionError
-from goodinit.hub import parquet_files
+from goodinit.hub import files_of
 from goodinit.paper import data
 from goodinit.paper.data import load
 from image_sets import write_set
@@ -106,7 +106,7 @@ def test_a_folder_of_one_set_among_many(tmp_path):
     write_set(tmp_path / "cifar10", classes=5)
     assert load("cifar10", tmp_path).classes == 5
     assert load("cifar100", tmp_path).classes == 3
-    assert parquet_files("uoft-cs/cifar10", tmp_path)["train"] == [str(tmp_path / "cifar10" / "train-00000-of-00001.parquet")]
+    assert files_of("uoft-cs/cifar10", tmp_path)[1]["train"] == [str(tmp_path / "cifar10" / "train-00000-of-00001.parquet")]
 
 
 @pytest.mark.parametrize(
@@ -195,19 +195,19 @@ def test_a_full_disk_leaves_no_half_of_a_set(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "goodinit.errors.DataError: cannot save the decoded images in '" in done.stderr
-    assert "they need 0 MiB. GOODINIT_CACHE names another folder" in done.stderr
+    assert "(File too large); GOODINIT_CACHE names another folder" in done.stderr
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_a_set_that_another_process_decoded_meanwhile(tmp_path, monkeypatch):
     write_set(tmp_path / "cifar10", change=pixels)
-    save = data._save
+    once = data.decode
 
-    def late(folder, *decoded):
-        save(folder, *decoded)  # the other process
-        save(folder, *decoded)
+    def late(*args):
+        once(*args)  # the other process
+        once(*args)
 
-    monkeypatch.setattr(data, "_save", late)
+    monkeypatch.setattr(data, "decode", late)
     assert load("cifar10", tmp_path).train.pixels[7, 0, 5, 5] == 7
     assert sorted(p.name[:22] for p in (tmp_path / "cache").iterdir()) == ["uoft-cs--cifar10-test-", "uoft-cs--cifar10-train"]
 
@@ -261,3 +261,41 @@ def test_real_sets(name, shape, counts, classes, mean):
     assert found.train.labels.bincount().float().std() < 0.07 * counts[0] / classes
     assert sum(found.train.facts.encodings.values()) == counts[0]
     assert set(found.train.facts.encodings) <= {"PNG", "WEBP", "JPEG"}
+
+
+def test_images_of_any_size_are_resized_on_demand(tmp_path):
+    def change(i, array):
+        wide = np.full((20, 40 + i, 3), 10, np.uint8)
+        wide[:, 10 : 30 + i] = 200  # the middle
+        return wide
+
+    write_set(tmp_path / "cifar10", change=change)
+    train = load("cifar10", tmp_path, size=8).train
+    assert train.pixels.shape == (40, 3, 8, 8)
+    assert (train.pixels[:, :, :, 2:6] > 180).all()
+    assert load("cifar10", tmp_path, size=8).train.facts == train.facts  # from the cache
+    assert load("cifar10", tmp_path, size=4).shape == (3, 4, 4)
+    with pytest.raises(DataError, match="of the train images of CIFAR-10 image 1 is 20x41, image 0 20x40"):
+        load("cifar10", tmp_path)
+
+
+def test_gray_images_before_coloured_ones(tmp_path):
+    write_set(tmp_path / "cifar10", change=lambda i, array: array[:, :, 0] if i < 5 else array)
+    train = load("cifar10", tmp_path).train
+    assert train.pixels.shape == (40, 3, 32, 32)
+    assert torch.equal(train.pixels[2, 0], train.pixels[2, 1])
+
+
+def test_folders_of_image_files_by_class(tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 3), ("val", 2)):
+        for label, name in enumerate(("cat", "dog")):
+            (tmp_path / "pets" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(np.full((6, 6, 3), 100 * label + i, np.uint8)).save(tmp_path / "pets" / split / name / f"{i}.png")
+    for folder in (tmp_path, tmp_path / "pets"):
+        found = load("pets", folder)
+        assert found.train.facts.classes == ("cat", "dog")
+        assert (len(found.train), len(found.test)) == (6, 4)
+        assert [int(p[0, 0, 0]) // 100 for p in found.train.pixels] == found.train.labels.tolist()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit import OptionError
-from goodinit.paper.imagenet import IMAGENET, GoogLeNet, caffenet
-from goodinit.paper.networks import ACTIVATIONS, NETWORKS, NORMS, Maxout, Residual, make_network
+from goodinit import OptionError, init_
+from goodinit.paper.blocks import ACTIVATIONS, NORMS, Highway, Maxout, Residual, prepare_
+from goodinit.paper.networks import NETWORKS, Shape, make_network
 
 
 def parameters(model):
@@ -29,20 +29,29 @@ def test_parameters(name, activation, count):
     assert parameters(make_network(name, activation=activation)) == count
 
 
+CONVOLUTIONAL = [name for name, network in NETWORKS.items() if isinstance(network, Shape) and not name.startswith("teacher")]
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_network_runs(name, activation, norm):
     shape = NETWORKS[name]
+    assert isinstance(shape, Shape)
+    if name.startswith("fixup") and activation == "maxout":
+        with pytest.raises(OptionError, match="Fixup's blocks need a non-linearity that keeps the number of channels"):
+            make_network(name)
+        return
     net = make_network(name, activation=activation, norm=norm, classes=7)
     x = torch.randn(2, shape.channels, shape.pixels, shape.pixels)
     assert net(x).shape == (2, 7)
     kinds = {"relu": nn.ReLU, "vlrelu": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "maxout": Maxout}
     convolutions = sum(isinstance(width, int) for width in shape.body)
     layers = convolutions + bool(shape.hidden)
+    gates = sum(isinstance(m, Highway) for m in net.modules())
     assert sum(isinstance(m, kinds[activation]) for m in net.modules()) == layers
     assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()) == (layers if norm != "none" else 0)
-    assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == convolutions
+    assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == convolutions + gates
 
 
 def test_vlrelu_is_very_leaky():
@@ -114,17 +123,67 @@ def test_unknown_names(options, message):
         make_network(**options)
 
 
+def test_highways_carry_what_their_gates_leave():
+    """y = H(x) T(x) + x (1 - T(x))."""
+    block = Highway(nn.Linear(4, 4), nn.Linear(4, 4))
+    x = torch.randn(5, 4)
+    t = torch.sigmoid(block.gate(x))
+    assert torch.allclose(block(x), block.transform(x) * t + x * (1 - t), atol=1e-6)
+    net = make_network("highway19", activation="relu")
+    prepare_(net, gate_bias=-3.0)
+    gates = [m.gate for m in net.modules() if isinstance(m, Highway)]
+    assert len(gates) == 2 + 1 + 5 + 5  # where the width stays
+    assert all(gate.bias.eq(-3).all() for gate in gates)
+
+
+def test_fixup_s_first_weights():
+    net = make_network("fixup4", activation="relu")
+    init_(net, "he")
+    before = net.conv2_2.first.weight.clone()
+    x = torch.randn(2, 3, 32, 32)
+    prepare_(net, gate_bias=0.0)
+    assert torch.allclose(net.conv2_2.first.weight, before * 5**-0.5)
+    assert not net.conv2_2.second.weight.any()
+    assert not net(x).any()  # the classifier too begins at 0
+    h = torch.randn(2, 80, 4, 4)
+    assert torch.equal(net.conv2_2(h), h.relu())
+
+
+def test_skipinit_begins_as_the_identity():
+    net = make_network("skipinit4")
+    prepare_(net, gate_bias=0.0)
+    h = torch.randn(2, 80, 4, 4)
+    assert torch.equal(net.conv2_2(h), h)
+
+
+@pytest.mark.parametrize(("name", "depth", "width"), [("mlp", 10, 71), ("highway-mlp", 10, 50), ("mlp", 200, 71)])
+def test_perceptrons(name, depth, width):
+    net = make_network(name, activation="tanh", depth=depth)
+    linear = [m for n, m in net.named_modules() if isinstance(m, nn.Linear) and not n.endswith("gate")]
+    assert [m.out_features for m in linear] == [width] * (depth - 1) + [10]
+    assert linear[0].in_features == 784
+    assert sum(isinstance(m, Highway) for m in net.modules()) == (depth - 2 if name == "highway-mlp" else 0)
+    assert net(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+    with pytest.raises(OptionError, match="a perceptron needs depth=, its number of layers, of 2 or more; got 0"):
+        make_network(name)
+
+
+@pytest.mark.parametrize(("name", "count"), [("highway-mnist", 39_000), ("highway19", 2_300_000), ("highway32", 1_250_000)])
+def test_highways_are_about_as_large_as_published(name, count):
+    assert parameters(make_network(name, activation="relu")) == pytest.approx(count, rel=0.03)
+
+
 def test_caffenet():
     """bvlc_reference_caffenet.caffemodel holds 60,965,224 numbers."""
-    net = caffenet()
+    net = make_network("caffenet", activation="relu", classes=1000)
     assert parameters(net) == 60_965_224
-    assert [m.groups for m in net if isinstance(m, nn.Conv2d)] == [1, 2, 1, 2, 2]
+    assert [m.groups for m in net.children() if isinstance(m, nn.Conv2d)] == [1, 2, 1, 2, 2]
     assert net(torch.randn(1, 3, 227, 227)).shape == (1, 1000)
 
 
 def test_googlenet():
     """bvlc_googlenet.caffemodel holds 13,378,280 numbers, 6,998,552 of them not in the auxiliary classifiers."""
-    net = GoogLeNet()
+    net = make_network("googlenet", activation="relu", classes=1000)
     assert parameters(net) == 13_378_280
     assert parameters(net) - parameters(net.auxiliary) == 6_998_552
     x = torch.randn(2, 3, 224, 224)
@@ -137,5 +196,47 @@ def test_googlenet():
     assert positions == [(256, 28, 28), (480, 28, 28), (512, 14, 14), (1024, 7, 7)]
 
 
-def test_networks_by_name_for_timings():
-    assert {name: pixels for name, (_, pixels) in IMAGENET.items()} == {"caffenet": 227, "googlenet": 224}
+def test_vgg16():
+    """138,357,544 numbers, as in Simonyan & Zisserman 2015 (138 million)."""
+    with torch.device("meta"):
+        assert parameters(make_network("vgg16", activation="relu", classes=1000)) == 138_357_544
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("name", ["caffenet", "googlenet", "vgg16"])
+def test_imagenet_networks_on_small_images(name, norm):
+    net = make_network(name, activation="relu", norm=norm, classes=5, pixels=64)
+    scores = net(torch.randn(2, 3, 64, 64))
+    assert (scores[0] if isinstance(scores, tuple) else scores).shape == (2, 5)
+    normalized = sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
+    responses = sum(isinstance(m, nn.LocalResponseNorm) for m in net.modules())
+    layers = sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in net.modules())
+    assert normalized == (0 if norm == "none" else {"caffenet": 7, "vgg16": 15, "googlenet": 57 + 2}[name])
+    assert responses == ({"caffenet": 2, "vgg16": 0, "googlenet": 2}[name] if norm == "none" else 0)
+    assert layers == {"caffenet": 8, "vgg16": 16, "googlenet": 58 + 2 * 3}[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("caffenet", {"pixels": 38}, "caffenet takes images of 39x39 pixels or more; got 38x38"),
+        ("vgg16", {"pixels": 31}, "vgg16 takes images of 32x32 pixels or more; got 31x31"),
+        ("googlenet", {"pixels": 16}, "googlenet takes images of 31x31 pixels or more; got 16x16"),
+        ("fitnet1", {"pixels": 28}, "fitnet1 takes images of 32x32 pixels; got 28x28"),
+    ],
+)
+def test_images_of_a_size_that_does_not_do(name, options, message):
+    with pytest.raises(OptionError, match=message):
+        make_network(name, activation="relu", **options)
+
+
+@pytest.mark.parametrize(("name", "least"), [("caffenet", 39), ("vgg16", 32), ("googlenet", 31)])
+def test_the_smallest_images_do(name, least):
+    make_network(name, activation="relu", classes=3, pixels=least).eval()(torch.randn(1, 3, least, least))
+    with pytest.raises(OptionError, match="or more; got"):
+        make_network(name, activation="relu", classes=3, pixels=least - 1)
+
+
+def test_imagenet_networks_are_published_with_relu():
+    with pytest.raises(OptionError, match="the ImageNet networks are published with activation='relu'; got 'maxout'"):
+        make_network("caffenet")

@@ -44,7 +44,8 @@ def result(run, accuracy, **more):
 
 def cells(markdown):
     """The cells of all tables, by the table's heading."""
-    found, heading = {}, ""
+    found: dict[str, list[list[str]]] = {}
+    heading = ""
     for line in markdown.splitlines():
         heading = line[4:] if line.startswith("### ") else heading
         if line.startswith("|") and not line.startswith("| ---"):

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from goodinit import OptionError
-from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, in_order, seed_of
+from goodinit.paper.pixels import Augmentation, Preprocessing, Share, in_order, seed_of
+from goodinit.paper.pixels import Batches as AnyBatches
 from image_sets import images
+
+CPU = torch.device("cpu")
+
+
+def Batches(images, preprocessing, augmentation, size, seed, **more):
+    return AnyBatches(images, preprocessing, augmentation, size=size, seed=seed, device=CPU, **more)
 
 
 @pytest.fixture
@@ -21,13 +28,13 @@ def gcn(image):
 
 
 def test_scaled_pixels(train):
-    assert torch.allclose(Preprocessing.fitted("scaled", train)(train.pixels), train.pixels * 0.004, rtol=1e-6)
+    assert torch.allclose(Preprocessing.fitted("scaled", train, CPU)(train.pixels), train.pixels * 0.004, rtol=1e-6)
 
 
 def test_global_contrast_normalization_minus_the_mean_image(train):
-    preprocessing = Preprocessing.fitted("gcn", train)
+    preprocessing = Preprocessing.fitted("gcn", train, CPU)
     each = torch.stack([gcn(image) for image in train.pixels])
-    assert torch.allclose(preprocessing.mean_image, each.mean(0), atol=1e-5)
+    assert torch.allclose(preprocessing.mean, each.mean(0), atol=1e-5)
     x = preprocessing(train.pixels[:7])
     assert torch.allclose(x, each[:7] - each.mean(0), atol=1e-5)
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -40,14 +47,14 @@ def test_an_image_of_one_colour_is_zero():
 
 def test_pixels_are_not_changed(train):
     before = train.pixels.clone()
-    batches = Batches(train, Preprocessing.fitted("gcn", train), Augmentation(2, True), 20, seed=0)
-    batches[0], list(in_order(train, Preprocessing.fitted("scaled", train), 20))
+    batches = Batches(train, Preprocessing.fitted("gcn", train, CPU), Augmentation(2, True), 20, seed=0)
+    batches[0], list(in_order(train, Preprocessing.fitted("scaled", train, CPU), size=20, device=CPU))
     assert torch.equal(train.pixels, before)
 
 
 def test_crops_and_mirror_images(train):
     """Each augmented image is one of the crops of its padded image or of their mirror images, and all of these occur."""
-    preprocessing = Preprocessing.fitted("gcn", train)
+    preprocessing = Preprocessing.fitted("gcn", train, CPU)
     batches = Batches(train, preprocessing, Augmentation(pad=2, mirror=True), 20, seed=3)
     plain = preprocessing(train.pixels)
     padded = torch.zeros(60, 3, 12, 10)
@@ -69,7 +76,7 @@ def test_crops_and_mirror_images(train):
 def test_every_augmented_image_is_found():
     """What the test before counts on: exactly one crop fits each image."""
     train = images(4, (1, 5, 5))
-    preprocessing = Preprocessing.fitted("scaled", train)
+    preprocessing = Preprocessing.fitted("scaled", train, CPU)
     batches = Batches(train, preprocessing, Augmentation(pad=1, mirror=True), 4, seed=0)
     padded = torch.zeros(4, 1, 7, 7)
     padded[:, :, 1:6, 1:6] = preprocessing(train.pixels)
@@ -83,7 +90,7 @@ def test_every_augmented_image_is_found():
 
 @pytest.mark.parametrize(("pad", "mirror"), [(0, False), (0, True), (2, False)])
 def test_less_augmentation(train, pad, mirror):
-    preprocessing = Preprocessing.fitted("scaled", train)
+    preprocessing = Preprocessing.fitted("scaled", train, CPU)
     x, _ = Batches(train, preprocessing, Augmentation(pad, mirror), 60, seed=1)[0]
     order = Batches(train, preprocessing, Augmentation(pad, mirror), 60, seed=1)
     order[0]
@@ -110,7 +117,7 @@ def test_every_image_at_most_once_an_epoch(train):
 
 def test_a_batch_follows_from_its_number_and_the_seed_alone(train):
     def batches(seed):
-        return Batches(train, Preprocessing.fitted("gcn", train), Augmentation(2, True), 20, seed)
+        return Batches(train, Preprocessing.fitted("gcn", train, CPU), Augmentation(2, True), 20, seed)
 
     one = batches(0)
     [one[i] for i in range(8)]
@@ -126,7 +133,7 @@ def test_a_batch_larger_than_the_set(train):
 
 
 def test_all_images_in_order(train):
-    parts = list(in_order(train, Preprocessing("scaled"), 25))
+    parts = list(in_order(train, Preprocessing("scaled"), size=25, device=CPU))
     assert [len(labels) for _, labels in parts] == [25, 25, 10]
     assert torch.equal(torch.cat([labels for _, labels in parts]), train.labels)
 
@@ -138,3 +145,37 @@ def test_seeds_for_every_purpose():
     assert len(seeds) == 50
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seed_of(3, "x") == seed_of(3, "x")
+
+
+def test_standardized_channels(train):
+    preprocessing = Preprocessing.fitted("standardized", train, CPU)
+    x = preprocessing(train.pixels)
+    assert x.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert x.std((0, 2, 3), correction=0).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+
+
+def test_crops_smaller_than_the_image(train):
+    preprocessing = Preprocessing.fitted("scaled", train, CPU)
+    batches = Batches(train, preprocessing, Augmentation(crop=5), 60, seed=0)
+    plain, places = preprocessing(train.pixels), set()
+    for epoch in range(3):
+        x, _ = batches[epoch]
+        assert x.shape == (60, 3, 5, 5)
+        for image, i in zip(x, batches._draws[0].tolist(), strict=True):
+            fits = [(t, c) for t in range(4) for c in range(2) if torch.equal(image, plain[i, :, t : t + 5, c : c + 5])]
+            assert len(fits) == 1
+            places |= set(fits)
+    assert len(places) == 8
+    tested = torch.cat([x for x, _ in in_order(train, preprocessing, size=25, device=CPU, crop=5)])
+    assert torch.equal(tested, plain[:, :, 1:6, 0:5])  # the middle
+
+
+def test_processes_share_every_batch(train):
+    preprocessing = Preprocessing.fitted("gcn", train, CPU)
+    whole = Batches(train, preprocessing, Augmentation(2, True), 20, seed=0)
+    parts = [Batches(train, preprocessing, Augmentation(2, True), 20, seed=0, share=Share(rank, 4)) for rank in range(4)]
+    for number in (0, 1, 4):
+        for ours, theirs in zip(zip(*(part[number] for part in parts), strict=True), whole[number], strict=True):
+            assert torch.equal(torch.cat(ours), theirs)
+    tested = [y for rank in range(2) for _, y in in_order(train, preprocessing, size=7, device=CPU, share=Share(rank, 2))]
+    assert sorted(torch.cat(tested).tolist()) == sorted(train.labels.tolist())

@@ -15,8 +15,10 @@ from goodinit.paper.checkpoint import Checkpoint, CheckpointError
 from goodinit.paper.config import Training
 from goodinit.paper.networks import make_network
 from goodinit.paper.optimize import Solver
+from goodinit.paper.outcome import Observer, Outcome, Progress
 from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, in_order, seed_of
-from goodinit.paper.train import Observer, Outcome, Progress, _tracked, train
+from goodinit.paper.train import train
+from goodinit.paper.trainer import _tracked
 from image_sets import image_set
 
 CPU = torch.device("cpu")
@@ -70,11 +72,12 @@ def by_hand(run, images):
     """The same training, written out."""
     with torch.random.fork_rng():
         model = make_network(run.network, activation=run.activation).to(memory_format=torch.channels_last)
-        preprocessing = Preprocessing.fitted(run.pixels, images.train)
-        first = Batches(images.train, preprocessing, Augmentation(), run.init_batch, seed_of(run.seed, "init batch"))[0][0]
+        preprocessing = Preprocessing.fitted(run.pixels, images.train, CPU)
+        rest = (images.train, preprocessing, Augmentation())
+        first, _ = Batches(*rest, size=run.init_batch, seed=seed_of(run.seed, "init batch"), device=CPU)[0]
         init_(model, run.init, first, generator=torch.Generator().manual_seed(seed_of(run.seed, "init")))
         torch.manual_seed(seed_of(run.seed, "dropout"))
-        batches = Batches(images.train, preprocessing, Augmentation(), run.batch, seed_of(run.seed, "batches"))
+        batches = Batches(*rest, size=run.batch, seed=seed_of(run.seed, "batches"), device=CPU)
         solver, losses = Solver(run, model), []
         for i in range(run.iterations):
             x, y = batches[i]
@@ -83,7 +86,7 @@ def by_hand(run, images):
             solver.step(i)
             losses.append(loss.item())
         model.eval()
-        right = sum((model(x).argmax(1) == y).sum().item() for x, y in in_order(images.test, preprocessing, 50))
+        right = sum((model(x).argmax(1) == y).sum().item() for x, y in in_order(images.test, preprocessing, size=50, device=CPU))
     return losses, right / len(images.test)
 
 

@@ -13,6 +13,7 @@ from goodinit.errors import DataError, OptionError, require
 Split = Literal["train", "test"]
 # What sets call their splits; the first one counts that a set has.
 _NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
+_UNLABELLED_TEST = frozenset({"ILSVRC/imagenet-1k"})  # whose validation images are tested with
 _TITLES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
@@ -37,14 +38,15 @@ def read_split(repository: str, split: Split, data_dir: Path | None = None, *, r
     import datasets  # noqa: PLC0415 - needs the extra
 
     if data_dir is not None:
-        files = parquet_files(repository, data_dir)
+        kind, files = files_of(repository, data_dir)
         with reading(" and ".join(files[split])), _quiet(datasets):
-            return datasets.load_dataset("parquet", data_files=dict(files), split=split + rows)
+            return datasets.load_dataset(kind, data_files=dict(files), split=split + rows)
     with reading(f"{repository} from the Hugging Face hub", fetched=True), _quiet(datasets):
         if split == "train":
             return datasets.load_dataset(repository, split=split + rows)
         known = datasets.get_dataset_split_names(repository)
-        name = next((name for name in _NAMES[split] if name in known), split)
+        names = _NAMES[split][repository in _UNLABELLED_TEST :]
+        name = next((name for name in names if name in known), split)
         return datasets.load_dataset(repository, split=name + rows)
 
 
@@ -64,8 +66,11 @@ def reading(place: str, *, fetched: bool = False) -> Iterator[None]:
         raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
 
 
-def parquet_files(repository: str, data_dir: Path) -> dict[Split, list[str]]:
-    """The files of the train and test sets, in the folder or, as sets lie side by side, in its subfolder.
+def files_of(repository: str, data_dir: Path) -> tuple[str, dict[Split, list[str]]]:
+    """The files of the train and test sets, in the folder or, as sets lie side by side, in its subfolder; and how to read them.
+
+    Returns:
+        ``"parquet"`` and the files, or ``"imagefolder"`` and patterns of image files in folders by class.
 
     Raises:
         OptionError: there is no such folder.
@@ -74,24 +79,31 @@ def parquet_files(repository: str, data_dir: Path) -> dict[Split, list[str]]:
     name, title = repository.rpartition("/")[2], title_of(repository)
     if not data_dir.is_dir():
         raise OptionError(f"there is no data folder {str(data_dir)!r}; without a data folder {title} is downloaded")
-    # The subfolder first: a folder of many sets may hold parquet files of another one too.
+    # The subfolder first: a folder of many sets may hold files of another one too.
     for folder in (data_dir / name, data_dir / name.replace("-", "_"), data_dir):
-        files = {split: _first_files(folder, names) for split, names in _NAMES.items()}
-        if all(files.values()):
-            return files
+        for kind, find in (("parquet", _parquet_files), ("imagefolder", _class_folders)):
+            files = {split: find(folder, names) for split, names in _NAMES.items()}
+            if all(files.values()):
+                return kind, files
     held = sorted(path.name for path in data_dir.iterdir())
     shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
     raise DataError(
         f"no {title} in the data folder {str(data_dir)!r}: expected train-*.parquet and test-*.parquet, in it or in its "
-        f"subfolder {name}, as in {repository} on the Hugging Face hub; it holds {shown}. Without a data folder {title} is "
-        "downloaded"
+        f"subfolder {name}, as in {repository} on the Hugging Face hub, or folders train and test with a folder of images for "
+        f"each class; it holds {shown}. Without a data folder {title} is downloaded"
     )
 
 
-def _first_files(folder: Path, names: tuple[str, ...]) -> list[str]:
+def _parquet_files(folder: Path, names: tuple[str, ...]) -> list[str]:
     """The files of the first of these splits that the folder has."""
     every = (sorted(str(path) for path in folder.glob(f"{name}*.parquet")) for name in names)
     return next((files for files in every if files), [])
+
+
+def _class_folders(folder: Path, names: tuple[str, ...]) -> list[str]:
+    """A pattern of all files of the first of these splits that is a folder of folders."""
+    splits = (folder / name for name in names)
+    return next(([f"{split}/*/**"] for split in splits if any(path.is_dir() for path in split.glob("*"))), [])
 
 
 def title_of(repository: str) -> str:

@@ -13,7 +13,7 @@ from goodinit.console import errors_shown
 from goodinit.errors import require
 
 if TYPE_CHECKING:
-    from goodinit.paper.runner import Order
+    from goodinit.paper.order import Order
 
 RESULTS = Path("goodinit-results")
 
@@ -96,9 +96,11 @@ def run(
         import torch  # noqa: PLC0415 - what follows takes its time, which other commands need not spend
 
         from goodinit.paper import experiment as experiments  # noqa: PLC0415
+        from goodinit.paper.order import Order, device_named  # noqa: PLC0415
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
-        from goodinit.paper.runner import Order, device_named, reproduce  # noqa: PLC0415
-        from goodinit.paper.show import TensorBoard, audience  # noqa: PLC0415
+        from goodinit.paper.runner import reproduce  # noqa: PLC0415
+        from goodinit.paper.show import audience  # noqa: PLC0415
+        from goodinit.paper.world import processes  # noqa: PLC0415
 
         experiment = experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)
         patterns = tuple(pattern.strip() for pattern in only.split(",") if pattern.strip())
@@ -108,12 +110,12 @@ def run(
         order.runs()  # refuses what cannot be meant
         if threads:
             torch.set_num_threads(threads)
-        observers = [TensorBoard(tensorboard)] if tensorboard else []
         finished = Results(results)
         provenance = Provenance.gathered(_command(order), order.device, compiled=compiled)
-        with audience(*observers) as shown:
+        with processes(order.device) as world, audience(world.first, tensorboard) as shown:
             count = reproduce(order, finished, provenance, shown)
-        typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+        if world.first:
+            typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
 
 
 def _command(order: Order) -> str:

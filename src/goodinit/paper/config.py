@@ -7,13 +7,16 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from goodinit.errors import OptionError, did_you_mean
-from goodinit.paper.imagenet import IMAGENET
-from goodinit.paper.networks import ACTIVATIONS, NETWORKS, NORMS
+from goodinit.paper.blocks import ACTIVATIONS, NORMS
+from goodinit.paper.networks import NETWORKS, ImageNet
 from goodinit.schemes import SCHEMES
+
+# Initializations of goodinit.paper.newer.
+NEWER = ("krahenbuhl", "gradinit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,22 @@ class Settings:
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for all settings."""
-        return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:12]
+        # Without defaults, so that a setting that is new in goodinit changes no key.
+        chosen = {key: value for key, value in self.plain().items() if value != self.defaults().get(key)}
+        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Settings that need not be given, as JSON has them."""
+        return {
+            f.name: list(f.default) if isinstance(f.default, tuple) else f.default
+            for f in fields(cls)
+            if f.default is not MISSING
+        }
 
     def differences(self, other: Mapping[str, Any]) -> list[str]:
         """In which settings a run that was read from a file is not this one: ``"lr was 0.1, is 0.01"``."""
-        mine = self.plain()
+        mine, other = self.plain(), {**self.defaults(), **other}
         keys = [*mine, *(key for key in other if key not in mine)]
         return [f"{key} was {other.get(key)!r}, is {mine.get(key)!r}" for key in keys if mine.get(key) != other.get(key)]
 
@@ -64,14 +78,32 @@ class Training(Settings):
     activation: str = "maxout"
     norm: str = "none"
     """Batch normalization ``"before"`` or ``"after"`` the non-linearity, or ``"none"``."""
+    depth: int = 0
+    """Number of layers of perceptrons; other networks have their own."""
+    gate_bias: float = -2.0
+    """Of Highway networks' transform gates at the start."""
     init: str = "lsuv"
-    """A scheme of `goodinit.init_`."""
+    """A scheme of `goodinit.init_`, or one of `goodinit.paper.newer`."""
     init_gain: float = 1.0
     """Factor on the weights that the scheme draws."""
     init_batch: int = 128
     """Number of training images that LSUV sees."""
     loss: str = "softmax"
     """``"softmax"``, or ``"hinge"``: the sum over classes of max(0, 1 -+ score), - for the right one (Caffe's, L1)."""
+    auxiliary: float = 0.3
+    """Weight of the losses of GoogLeNet's auxiliary classifiers."""
+    method: str = "plain"
+    """``"plain"``; ``"hints"``: first `hint_iterations` in which the student's middle layer learns to predict the teacher's, then
+    distillation (Romero et al. 2015); ``"distillation"``: that alone (Hinton et al. 2015)."""
+    teacher: str = ""
+    """The network of the teacher, trained by the same recipe from `teacher_init`."""
+    teacher_init: str = "glorot"
+    hint_iterations: int = 0
+    temperature: float = 3.0
+    """By which scores are divided in distillation."""
+    distill_from: float = 4.0
+    """Weight of the teacher's scores in distillation in the beginning; it falls linearly to `distill_to`."""
+    distill_to: float = 1.0
     optimizer: str = "sgd"
     """``"sgd"`` or ``"rmsprop"``."""
     lr: float = 0.01
@@ -82,6 +114,9 @@ class Training(Settings):
     weight_decay: float = 0.0005
     bias_decay: bool = False
     """Whether the biases of convolutions decay too."""
+    schedule: str = "step"
+    """``"step"``, or ``"poly"``: lr (1 - iteration / iterations)^power."""
+    power: float = 0.5
     gamma: float = 0.1
     """What the learning rate is multiplied by at each of the milestones."""
     milestones: tuple[int, ...] = ()
@@ -89,7 +124,11 @@ class Training(Settings):
     iterations: int = 90_000
     batch: int = 128
     pixels: str = "gcn"
-    """``"gcn"`` or ``"scaled"``, see `goodinit.paper.pixels.Preprocessing`."""
+    """``"gcn"``, ``"scaled"`` or ``"standardized"``, see `goodinit.paper.pixels.Preprocessing`."""
+    image_size: int = 0
+    """What images are resized to when they are decoded; 0: not at all."""
+    crop: int = 0
+    """Height and width of the part of an image that the network sees, at random in training, the middle in tests; 0: all."""
     pad: int = 0
     """Zeros around a training image, of which a crop is taken at random."""
     mirror: bool = False
@@ -111,10 +150,14 @@ class Training(Settings):
         "network": tuple(NETWORKS),
         "activation": ACTIVATIONS,
         "norm": NORMS,
-        "init": SCHEMES,
+        "init": (*SCHEMES, *NEWER),
         "loss": ("softmax", "hinge"),
         "optimizer": ("sgd", "rmsprop"),
-        "pixels": ("gcn", "scaled"),
+        "pixels": ("gcn", "scaled", "standardized"),
+        "schedule": ("step", "poly"),
+        "method": ("plain", "hints", "distillation"),
+        "teacher": ("", *NETWORKS),
+        "teacher_init": SCHEMES,
         "precision": ("float32", "bfloat16"),
     }
     positive = ("lr", "init_gain", "gamma", "init_batch", "iterations", "batch", "evaluations", "train_images", "test_images")
@@ -123,10 +166,32 @@ class Training(Settings):
         super().__post_init__()
         if list(self.milestones) != sorted(self.milestones):
             raise OptionError(f"milestones must not fall; got {list(self.milestones)}")
+        if (self.method == "plain") != (self.teacher == ""):
+            raise OptionError(
+                f"method={self.method!r} and teacher={self.teacher!r}: hints and distillation need a teacher, nothing else"
+            )
+        if (self.method == "hints") != (self.hint_iterations > 0):
+            raise OptionError(f"method={self.method!r} and hint_iterations={self.hint_iterations}: hints need some, nothing else")
+
+    @property
+    def total(self) -> int:
+        """All iterations, those of the hints included."""
+        return self.hint_iterations + self.iterations
+
+    @property
+    def teacher_run(self) -> Training:
+        """The training of the teacher: one for all seeds."""
+        plain = replace(self, method="plain", teacher="", hint_iterations=0, loss="softmax", updates=False, seed=0)
+        return replace(plain, network=self.teacher, init=self.teacher_init)
 
     def __str__(self) -> str:
-        parts = [self.data, self.network, self.activation, *([f"norm-{self.norm}"] if self.norm != "none" else []), self.init]
-        return "-".join([*parts, f"{self.iterations}-seed{self.seed}"])
+        some = {
+            "depth": self.depth or None,
+            "norm-": self.norm if self.norm != "none" else None,
+            "": self.method if self.method != "plain" else None,
+        }
+        named = [f"{word}{value}" for word, value in some.items() if value is not None]
+        return "-".join([self.data, self.network, self.activation, *named, self.init, f"{self.iterations}-seed{self.seed}"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +204,8 @@ class Timing(Settings):
     network: str
     activation: str = "relu"
     batch: int = 128
+    depth: int = 0
+    """Of perceptrons."""
     repeats: int = 5
     """Rounds; the figures are medians."""
     steps: int = 5
@@ -148,7 +215,7 @@ class Timing(Settings):
 
     choices = {  # noqa: RUF012 - declared in Settings
         "measure": ("init", "iteration"),
-        "network": (*NETWORKS, *IMAGENET),
+        "network": tuple(NETWORKS),
         "activation": ACTIVATIONS,
         "precision": ("float32", "bfloat16"),
     }
@@ -156,8 +223,8 @@ class Timing(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.measure == "iteration" and self.network in IMAGENET:
-            raise OptionError(f"iterations are measured on {', '.join(NETWORKS)}, which have batch normalization on demand")
+        if isinstance(NETWORKS[self.network], ImageNet) and self.activation != "relu":
+            raise OptionError(f"{self.network} is published with activation='relu'; got {self.activation!r}")
 
     def __str__(self) -> str:
         return f"{self.measure}-{self.network}-{self.activation}-seed{self.seed}"

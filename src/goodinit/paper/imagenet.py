@@ -1,65 +1,118 @@
-"""CaffeNet and GoogLeNet as the BVLC model zoo has them: local response normalization, groups, Caffe's poolings.
+"""CaffeNet and GoogLeNet as the BVLC model zoo has them (local response normalization, groups, Caffe's poolings), and VGG-16.
 
-Where PyTorch's own init and the published ones (Gaussians with hand-chosen std, biases of 0.1) differ, `goodinit.init_` decides.
+At images of another size than the published the first linear layer is as wide as what is left of them. With batch normalization
+there is no local response normalization.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from goodinit.errors import OptionError
 
-def caffenet(classes: int = 1000) -> nn.Sequential:
+
+def caffenet(classes: int = 1000, pixels: int = 227, norm: str = "none") -> nn.Sequential:
     """CaffeNet: AlexNet (Krizhevsky et al. 2012) with pooling before normalization. Images (n, 3, 227, 227) -> (n, classes)."""
-    return nn.Sequential(
-        OrderedDict[str, nn.Module](
-            conv1=nn.Conv2d(3, 96, 11, stride=4),
-            relu1=nn.ReLU(inplace=True),
-            pool1=_pool(3, 2),
-            norm1=_normalization(),
-            conv2=nn.Conv2d(96, 256, 5, padding=2, groups=2),
-            relu2=nn.ReLU(inplace=True),
-            pool2=_pool(3, 2),
-            norm2=_normalization(),
-            conv3=nn.Conv2d(256, 384, 3, padding=1),
-            relu3=nn.ReLU(inplace=True),
-            conv4=nn.Conv2d(384, 384, 3, padding=1, groups=2),
-            relu4=nn.ReLU(inplace=True),
-            conv5=nn.Conv2d(384, 256, 3, padding=1, groups=2),
-            relu5=nn.ReLU(inplace=True),
-            pool5=_pool(3, 2),
-            flatten=nn.Flatten(),
-            fc6=nn.Linear(256 * 6 * 6, 4096),
-            relu6=nn.ReLU(inplace=True),
-            drop6=nn.Dropout(0.5),
-            fc7=nn.Linear(4096, 4096),
-            relu7=nn.ReLU(inplace=True),
-            drop7=nn.Dropout(0.5),
-            fc8=nn.Linear(4096, classes),
-        )
+    side = pixels
+    for kernel, stride in ((11, 4), (3, 2), (3, 2), (3, 2)):  # conv1, then the poolings, which round up
+        side = (side - kernel) // stride + 1 if kernel == 11 else _pooled(side, kernel, stride)
+    _check(side, "caffenet", pixels, least=39)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+
+    def add(number: int, operator: nn.Conv2d | nn.Linear, *after: tuple[str, nn.Module]) -> None:
+        kind = "conv" if isinstance(operator, nn.Conv2d) else "fc"
+        layers[f"{kind}{number}"] = operator
+        for name, module in (*_activated(operator, norm), *after):
+            layers[f"{name}{number}"] = module
+
+    add(1, nn.Conv2d(3, 96, 11, stride=4), ("pool", _pool(3, 2)), *(("response", m) for m in _responses(norm)))
+    add(2, nn.Conv2d(96, 256, 5, padding=2, groups=2), ("pool", _pool(3, 2)), *(("response", m) for m in _responses(norm)))
+    add(3, nn.Conv2d(256, 384, 3, padding=1))
+    add(4, nn.Conv2d(384, 384, 3, padding=1, groups=2))
+    add(5, nn.Conv2d(384, 256, 3, padding=1, groups=2), ("pool", _pool(3, 2)))
+    layers["flatten"] = nn.Flatten()
+    add(6, nn.Linear(256 * side**2, 4096), ("drop", nn.Dropout(0.5)))
+    add(7, nn.Linear(4096, 4096), ("drop", nn.Dropout(0.5)))
+    layers["fc8"] = nn.Linear(4096, classes)
+    return nn.Sequential(layers)
+
+
+def vgg16(classes: int = 1000, pixels: int = 224, norm: str = "none") -> nn.Sequential:
+    """VGG-16 (configuration D of Simonyan & Zisserman 2015). Images (n, 3, 224, 224) -> (n, classes)."""
+    side = pixels // 32
+    _check(side, "vgg16", pixels, least=32)
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    channels = 3
+    for stage, (width, depth) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1):
+        for i in range(1, depth + 1):
+            layers[f"conv{stage}_{i}"] = _convolution(channels, width, 3, norm=norm)
+            channels = width
+        layers[f"pool{stage}"] = nn.MaxPool2d(2)
+    layers["flatten"] = nn.Flatten()
+    features = channels * side**2
+    for number in (6, 7):
+        linear = nn.Linear(features, 4096)
+        layers[f"fc{number}"] = nn.Sequential(linear, *(module for _, module in _activated(linear, norm)))
+        layers[f"drop{number}"] = nn.Dropout(0.5)
+        features = 4096
+    layers["fc8"] = nn.Linear(features, classes)
+    return nn.Sequential(layers)
+
+
+def _check(side: int, name: str, pixels: int, least: int) -> None:
+    if side < 1:
+        raise OptionError(f"{name} takes images of {least}x{least} pixels or more; got {pixels}x{pixels}")
+
+
+def _pooled(side: int, kernel: int, stride: int) -> int:
+    return -(-(side - kernel) // stride) + 1
+
+
+def _pool(kernel: int, stride: int) -> nn.MaxPool2d:
+    return nn.MaxPool2d(kernel, stride, ceil_mode=True)  # Caffe rounds up
+
+
+def _responses(norm: str) -> list[nn.Module]:
+    """Local response normalization, where there is no batch normalization."""
+    return [nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)] if norm == "none" else []
+
+
+def _activated(operator: nn.Conv2d | nn.Linear, norm: str) -> list[tuple[str, nn.Module]]:
+    """What follows an operator: ReLU, and batch normalization before or after it."""
+    relu: tuple[str, nn.Module] = ("relu", nn.ReLU(inplace=norm != "before"))
+    if norm == "none":
+        return [relu]
+    width = operator.weight.shape[0]
+    normalized: tuple[str, nn.Module] = (
+        "norm",
+        nn.BatchNorm2d(width) if isinstance(operator, nn.Conv2d) else nn.BatchNorm1d(width),
     )
+    return [normalized, relu] if norm == "before" else [relu, normalized]
 
 
-def _pool(kernel: int, stride: int, padding: int = 0) -> nn.MaxPool2d:
-    return nn.MaxPool2d(kernel, stride, padding, ceil_mode=True)  # Caffe rounds up
-
-
-def _normalization() -> nn.LocalResponseNorm:
-    return nn.LocalResponseNorm(5, alpha=1e-4, beta=0.75)
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, norm: str) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    return nn.Sequential(conv, *(module for _, module in _activated(conv, norm)))
 
 
 class Inception(nn.Module):
     """Four branches side by side: 1x1; 1x1, 3x3; 1x1, 5x5; 3x3 max pooling, 1x1 (Szegedy et al. 2015)."""
 
-    def __init__(self, channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int) -> None:
+    def __init__(
+        self, channels: int, one: int, three: tuple[int, int], five: tuple[int, int], pool: int, *, norm: str = "none"
+    ) -> None:
         super().__init__()
-        self.one = _convolution(channels, one, 1)
-        self.three = nn.Sequential(_convolution(channels, three[0], 1), _convolution(three[0], three[1], 3))
-        self.five = nn.Sequential(_convolution(channels, five[0], 1), _convolution(five[0], five[1], 5))
-        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), _convolution(channels, pool, 1))
+
+        def convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+            return _convolution(inputs, outputs, kernel, norm=norm)
+
+        self.one = convolution(channels, one, 1)
+        self.three = nn.Sequential(convolution(channels, three[0], 1), convolution(three[0], three[1], 3))
+        self.five = nn.Sequential(convolution(channels, five[0], 1), convolution(five[0], five[1], 5))
+        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), convolution(channels, pool, 1))
         self.channels = one + three[1] + five[1] + pool
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,17 +120,14 @@ class Inception(nn.Module):
         return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), nn.ReLU(inplace=True))
-
-
 class Auxiliary(nn.Sequential):
-    """The classifier on a middle layer of 14x14 positions: 5x5 average pooling, 1x1 convolution, 1024 units."""
+    """The classifier on a middle layer: 4x4 averages (5x5 average pooling of 14x14 positions), 1x1 convolution, 1024 units."""
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, side: int, *, norm: str) -> None:
+        pool: nn.Module = nn.AvgPool2d(5, 3, ceil_mode=True) if side == 14 else nn.AdaptiveAvgPool2d(4)
         super().__init__(
-            nn.AvgPool2d(5, 3, ceil_mode=True),
-            _convolution(channels, 128, 1),
+            pool,
+            _convolution(channels, 128, 1, norm=norm),
             nn.Flatten(),
             nn.Linear(128 * 4 * 4, 1024),
             nn.ReLU(inplace=True),
@@ -103,30 +153,34 @@ _AUXILIARY = ("4a", "4d")
 
 
 class GoogLeNet(nn.Module):
-    """GoogLeNet (Szegedy et al. 2015), without batch normalization. Images (n, 3, 224, 224) -> scores (n, classes).
+    """GoogLeNet (Szegedy et al. 2015). Images (n, 3, 224, 224) -> scores (n, classes).
 
     In training the scores of the two auxiliary classifiers come after it: a tuple of three.
     """
 
-    def __init__(self, classes: int = 1000) -> None:
+    def __init__(self, classes: int = 1000, pixels: int = 224, norm: str = "none") -> None:
         super().__init__()
+        side = -(-pixels // 2)
+        for _ in range(3):
+            side = _pooled(side, 3, 2)
+        _check(side - 1, "googlenet", pixels, least=31)
         self.stem = nn.Sequential(
-            _convolution(3, 64, 7, stride=2),
+            _convolution(3, 64, 7, stride=2, norm=norm),
             _pool(3, 2),
-            _normalization(),
-            _convolution(64, 64, 1),
-            _convolution(64, 192, 3),
-            _normalization(),
+            *_responses(norm),
+            _convolution(64, 64, 1, norm=norm),
+            _convolution(64, 192, 3, norm=norm),
+            *_responses(norm),
             _pool(3, 2),
         )
         channels = 192
         self.inception = nn.ModuleDict()
         self.auxiliary = nn.ModuleDict()
         for name, widths in _MODULES.items():
-            module = Inception(channels, *widths)
+            module = Inception(channels, *widths, norm=norm)
             self.inception[name], channels = module, module.channels
             if name in _AUXILIARY:
-                self.auxiliary[name] = Auxiliary(channels, classes)
+                self.auxiliary[name] = Auxiliary(channels, classes, side, norm=norm)
         self.pool = _pool(3, 2)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.4), nn.Linear(channels, classes))
 
@@ -141,7 +195,3 @@ class GoogLeNet(nn.Module):
                 others.append(self.auxiliary[name](x))
         scores: Tensor = self.head(x)
         return (scores, *others) if others else scores
-
-
-# Network -> what makes it, and the height and width of its images.
-IMAGENET: dict[str, tuple[Callable[[], nn.Module], int]] = {"caffenet": (caffenet, 227), "googlenet": (GoogLeNet, 224)}

@@ -69,6 +69,8 @@ class Solver:
 
 def learning_rate(run: Training, iteration: int) -> float:
     """Of an iteration, counted from 0."""
+    if run.schedule == "poly":
+        return float(run.lr * (1 - iteration / run.iterations) ** run.power)
     return run.lr * run.gamma ** bisect.bisect_right(run.milestones, iteration)
 
 

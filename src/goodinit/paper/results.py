@@ -10,9 +10,9 @@ from typing import Any
 from goodinit.errors import GoodinitError, OptionError
 from goodinit.paper.config import KINDS, Run, Timing, Training, run_of
 from goodinit.paper.files import append_line, read_lines
+from goodinit.paper.outcome import Outcome
 from goodinit.paper.provenance import commit, machine, now, versions
 from goodinit.paper.timings import Seconds
-from goodinit.paper.train import Outcome
 
 Row = dict[str, Any]
 _SCHEMA = 1
@@ -39,6 +39,10 @@ class Results:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "runs.jsonl"
+
+    def weights(self, run: Run) -> Path:
+        """Where the final weights of a run are kept that others need."""
+        return self.folder / "weights" / f"{run}-{run.key}.safetensors"
 
     def checkpoint(self, run: Run) -> Path:
         """Where the state of an unfinished run is kept."""
@@ -107,7 +111,7 @@ class Provenance:
         return {"schema": _SCHEMA, **place, "seed": run.seed, **measured, "run": run.plain(), "date": date, **self.common}
 
 
-def of_training(run: Training, outcome: Outcome, data: Mapping[str, Any]) -> Row:
+def of_training(run: Training, outcome: Outcome, data: Mapping[str, Any], processes: int) -> Row:
     """What a row says of a training."""
     progress = outcome.progress
     return {
@@ -122,6 +126,7 @@ def of_training(run: Training, outcome: Outcome, data: Mapping[str, Any]) -> Row
         "train_seconds": round(progress.seconds, 3),
         "init_seconds": round(progress.init_seconds, 4),
         "interruptions": progress.interruptions,
+        "processes": processes,
         "weights_sha256": outcome.weights_sha256,
         "data": dict(data),
         **({"updates": progress.updates} if run.updates else {}),

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.errors import require
-from goodinit.paper.config import Timing, Training
+from goodinit.paper.audience import Audience
+from goodinit.paper.config import Run, Training
 from goodinit.paper.data import ImageSet
 from goodinit.paper.experiment import Cell
-from goodinit.paper.runner import Audience, Order
-from goodinit.paper.train import Evaluation, Observer, Outcome, Progress
+from goodinit.paper.order import Order
+from goodinit.paper.outcome import Evaluation, Observer, Outcome, Progress
 from goodinit.report import Report
 
 
@@ -45,21 +46,21 @@ class Lines(Audience, Observer):
             self.say(f"{what}: {done:,} of {total:,}")
         self._decoded = what
 
-    def next_run(self, cell: Cell, run: Training | Timing) -> None:
+    def next_run(self, cell: Cell, run: Run) -> None:
         """Which one."""
         self._done += 1
         self.say(f"[{self._done}/{self._total}] {cell.name}, seed {run.seed}: {run}")
 
-    def leaves_out(self, cell: Cell, run: Training | Timing) -> None:
+    def leaves_out(self, cell: Cell, run: Run) -> None:
         """Which one."""
         self._done += 1
         self.say(f"[{self._done}/{self._total}] {cell.name}, seed {run.seed}: another process is at work on it")
 
     def begins(self, run: Training, images: ImageSet, progress: Progress, report: Report | None) -> None:
         """Where it begins."""
-        self._iterations = run.iterations
+        self._iterations = run.total
         if report is None:
-            self.say(f"  goes on from iteration {progress.iteration:,} of {run.iterations:,}")
+            self.say(f"  goes on from iteration {progress.iteration:,} of {run.total:,}")
         else:
             self.say(f"  {images}; {report.summary()}")
 
@@ -82,6 +83,10 @@ class Lines(Audience, Observer):
     def measures(self, contender: str, seconds: float) -> None:
         """One round."""
         self.say(f"  {contender}: {seconds:.4f} s")
+
+    def notes(self, text: str) -> None:
+        """As it is."""
+        self.say(f"  {text}")
 
 
 class Bars(Lines):
@@ -111,7 +116,7 @@ class Bars(Lines):
         self._progress.update(self._one, completed=done, total=total)
         self._remove(done == total)
 
-    def next_run(self, cell: Cell, run: Training | Timing) -> None:
+    def next_run(self, cell: Cell, run: Run) -> None:
         """Which one."""
         super().next_run(cell, run)
         self._progress.update(self._all, completed=self._done - 1)
@@ -121,7 +126,7 @@ class Bars(Lines):
         super().begins(run, images, progress, report)
         self._accuracy = ""
         self._batch = run.batch
-        self._one = self._progress.add_task("iterations", total=run.iterations, completed=progress.iteration, text="")
+        self._one = self._progress.add_task("iterations", total=run.total, completed=progress.iteration, text="")
 
     def advances(self, progress: Progress, loss: float) -> None:
         """Loss, accuracy, speed."""
@@ -146,8 +151,12 @@ class Bars(Lines):
 
 
 @contextmanager
-def audience(*others: Observer) -> Iterator[Lines]:
-    """Bars on a terminal, lines elsewhere."""
+def audience(speaks: bool = True, tensorboard: Path | None = None) -> Iterator[Audience]:
+    """Bars on a terminal, lines elsewhere; nothing at all in a process that does not speak for the others."""
+    if not speaks:
+        yield Audience()
+        return
+    others = [TensorBoard(tensorboard)] if tensorboard else []
     if not sys.stdout.isatty():
         yield Lines(*others)
         return

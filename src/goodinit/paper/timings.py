@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from goodinit.paper.blocks import NORMS
 from goodinit.paper.config import Timing
-from goodinit.paper.imagenet import IMAGENET
-from goodinit.paper.networks import NETWORKS, NORMS, make_network
+from goodinit.paper.networks import NETWORKS, make_network
 from goodinit.schemes import init_
 
 Seconds = dict[str, list[float]]
@@ -84,12 +84,8 @@ def _steps(run: Timing, model: nn.Module, x: Tensor) -> Callable[[], None]:
 
 def _network(run: Timing, norm: str, device: torch.device) -> tuple[nn.Module, Tensor]:
     """A network, and noise for it."""
-    if run.network in IMAGENET:
-        make, pixels = IMAGENET[run.network]
-        model, channels = make(), 3
-    else:
-        shape = NETWORKS[run.network]
-        model, channels, pixels = make_network(run.network, activation=run.activation, norm=norm), shape.channels, shape.pixels
-    x = torch.randn(run.batch, channels, pixels, pixels, device=device)
+    shape = NETWORKS[run.network]
+    model = make_network(run.network, activation=run.activation, norm=norm, depth=run.depth)
+    x = torch.randn(run.batch, shape.channels, shape.published_pixels, shape.published_pixels, device=device)
     placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     return placed.train(), x.to(memory_format=torch.channels_last)

@@ -1,0 +1,177 @@
+"""Finishing one run: claimed by one process at a time, taken up where it was broken off, its row appended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from goodinit.errors import require
+from goodinit.paper import timings
+from goodinit.paper.audience import Audience
+from goodinit.paper.checkpoint import Checkpoint
+from goodinit.paper.config import Run, Timing, Training
+from goodinit.paper.data import ImageSet, load
+from goodinit.paper.decode import Progress
+from goodinit.paper.experiment import Cell
+from goodinit.paper.files import BusyError, locked, write_whole
+from goodinit.paper.networks import make_network
+from goodinit.paper.order import Order
+from goodinit.paper.outcome import Observer, Outcome
+from goodinit.paper.results import Provenance, Results, Row, of_timing, of_training
+from goodinit.paper.train import train
+from goodinit.paper.trainer import seen_size
+from goodinit.paper.world import World
+
+FINISHED_BEFORE = "finished before"
+LEFT = "left to another process"
+
+
+class Worker:
+    """Finishes the runs of an order, one at a time."""
+
+    def __init__(self, order: Order, results: Results, provenance: Provenance, audience: Audience) -> None:
+        self._order = order
+        self._results = results
+        self._provenance = provenance
+        self._audience = audience
+        self._world = World()
+        self._sets = _Sets(order.data_dir, audience.decodes)
+
+    def finish(self, cell: Cell, run: Run) -> str:
+        """Do a run unless it is finished or another process is at work on it; returns its status, `FINISHED_BEFORE` or `LEFT`.
+
+        Raises:
+            DataError: the data cannot be read.
+            SaveError: the disk is full; finished rows and the last checkpoint are as they were.
+            CheckpointError: the checkpoint is broken, or of another run.
+        """
+        with self._claimed(run) as verdict:
+            if verdict is not None:
+                if verdict == LEFT:
+                    self._audience.leaves_out(cell, run)
+                return verdict
+            self._audience.next_run(cell, run)
+            if isinstance(run, Timing):
+                measured = of_timing(run, timings.measure(run, device=self._device, tell=self._audience.measures))
+            else:
+                teacher = self._teacher(cell, run) if run.teacher else None
+                measured, _ = self._trained(run, teacher)
+            self._add(run, cell.row, cell.column, measured)
+            return str(measured["status"])
+
+    @contextmanager
+    def _claimed(self, run: Run) -> Iterator[str | None]:
+        """Be the only process at work on a run, or say what has become of it; of several that train together one decides."""
+        path, verdict = self._results.checkpoint(run), None
+        with ExitStack() as stack:
+            if self._world.first:
+                try:
+                    stack.enter_context(locked(path, wait=False))
+                    verdict = FINISHED_BEFORE if self._results.has(run) else None
+                except BusyError:
+                    verdict = LEFT
+            verdict = self._world.of_first(verdict)
+            yield verdict
+            self._world.wait()
+            if self._world.first and verdict != LEFT:
+                path.unlink(missing_ok=True)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(self._order.device)
+
+    def _trained(self, run: Training, teacher: nn.Module | None = None, observer: Observer | None = None) -> tuple[Row, Outcome]:
+        """Train; returns what its row says."""
+        order = self._order
+        images = self._sets.of(run)
+        checkpoint = Checkpoint(self._results.checkpoint(run), run, seconds=order.checkpoint_seconds)
+        outcome = train(
+            run,
+            images,
+            device=self._device,
+            teacher=teacher,
+            checkpoint=checkpoint,
+            compiled=order.compiled,
+            observers=[*self._audience.observers, *([observer] if observer else [])],
+        )
+        return of_training(run, outcome, _facts(images, order.data_dir), self._world.size), outcome
+
+    def _add(self, run: Run, row: str, column: str, measured: Row) -> None:
+        if self._world.first:
+            place = {"experiment": self._order.experiment.name, "budget": self._order.budget, "row": row, "column": column}
+            self._results.add(self._provenance.row(run, place, measured))
+
+    def _teacher(self, cell: Cell, student: Training) -> nn.Module:
+        """The trained teacher of a run: its weights are kept beside the rows, for the students of all seeds."""
+        require("safetensors", extra="paper")
+        from safetensors.torch import load_file, save  # noqa: PLC0415 - needs the extra
+
+        run = student.teacher_run
+        path = self._results.weights(run)
+        with ExitStack() as stack:
+            if self._world.first:
+                stack.enter_context(locked(self._results.checkpoint(run), wait=True))
+            self._world.wait()
+            missing = self._world.of_first(not path.exists())
+            if missing:
+                self._audience.next_run(cell, run)
+                kept = _Weights()
+                measured, _ = self._trained(run, observer=kept)
+                if self._world.first:
+                    write_whole(path, save(kept.weights))
+                if self._world.of_first(not self._results.has(run)):
+                    self._add(run, "teacher", "", measured)
+                self._results.checkpoint(run).unlink(missing_ok=True)
+            self._world.wait()
+        images = self._sets.of(run)
+        teacher = make_network(
+            run.network,
+            activation=run.activation,
+            norm=run.norm,
+            classes=run.classes or images.classes,
+            depth=run.depth,
+            pixels=seen_size(run, images),
+        )
+        teacher.load_state_dict(load_file(path))
+        return teacher
+
+
+class _Weights(Observer):
+    """Keeps the final weights of a training."""
+
+    def __init__(self) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def ends(self, outcome: Outcome) -> None:
+        """Copy them."""
+        self.weights = {name: tensor.detach().cpu().contiguous() for name, tensor in outcome.weights.items()}
+
+
+class _Sets:
+    """Image sets, each loaded once."""
+
+    def __init__(self, data_dir: Path | None, progress: Progress) -> None:
+        self._data_dir = data_dir
+        self._progress = progress
+        self._loaded: dict[tuple[str, int], ImageSet] = {}
+
+    def of(self, run: Training) -> ImageSet:
+        """The set of a run."""
+        key = run.data, run.image_size
+        if key not in self._loaded:
+            self._loaded[key] = load(run.data, self._data_dir, size=run.image_size, progress=self._progress)
+        return self._loaded[key]
+
+
+def _facts(images: ImageSet, data_dir: Path | None) -> dict[str, object]:
+    """Which data it was."""
+    parts = {"train": images.train, "test": images.test}
+    facts = {
+        name: {"images": len(part), "encodings": part.facts.encodings, "sha256": part.facts.sha256}
+        for name, part in parts.items()
+    }
+    return {"from": "hub" if data_dir is None else "folder", **facts}

@@ -1,0 +1,116 @@
+"""The processes that train one network together: one, or those that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from goodinit.errors import DataError, OptionError
+from goodinit.paper.pixels import Share
+
+
+class World:
+    """All processes, as one of them sees them. Of one process nothing is sent."""
+
+    def __init__(self) -> None:
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.size = dist.get_world_size() if together else 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all: writes rows and checkpoints, shows progress."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> Share:
+        """This process's part of every batch."""
+        return Share(self.rank, self.size)
+
+    def check_batch(self, size: int) -> None:
+        """Refuse a batch that cannot be divided.
+
+        Raises:
+            OptionError: says so.
+        """
+        if size % self.size:
+            raise OptionError(
+                f"a batch of {size} images cannot be divided among {self.size} processes; try a multiple of {self.size}"
+            )
+
+    def together(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """A module whose gradients are averaged over the processes."""
+        if self.size == 1:
+            return module
+        ids = [device] if device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+    def mean_(self, values: Tensor) -> Tensor:
+        """Average over the processes, in place."""
+        return self.sum_(values).div_(self.size) if self.size > 1 else values
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """Add up over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Of all processes, in their order."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def of_first(self, value: Any) -> Any:
+        """The first process's, for all."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agree(self, what: str, value: str) -> None:
+        """Refuse to go on where the processes have not the same.
+
+        Raises:
+            DataError: says which processes have what.
+        """
+        values = self.gathered(value)
+        if len(set(values)) > 1:
+            seen = ", ".join(f"process {rank}: {each}" for rank, each in enumerate(values))
+            raise DataError(f"the processes do not have the same {what}: {seen}; give all of them the same files")
+
+
+@contextmanager
+def processes(device: str) -> Iterator[World]:
+    """All processes that torchrun has started, connected; or this one alone.
+
+    Raises:
+        OptionError: more processes than GPUs.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield World()
+        return
+    if device == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise OptionError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {torch.cuda.device_count()} GPUs")
+        torch.cuda.set_device(local)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield World()
+    finally:
+        dist.destroy_process_group()
