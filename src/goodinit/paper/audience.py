@@ -28,6 +28,9 @@ class Audience:
     def leaves_out(self, cell: Cell, run: Run) -> None:
         """Another process is at work on this one."""
 
+    def finishes(self, cell: Cell, run: Run, status: str) -> None:
+        """A run is over, and its row written."""
+
     def measures(self, contender: str, seconds: float) -> None:
         """A measurement of times."""
 

@@ -10,10 +10,11 @@ import typer
 from typer.core import TyperGroup
 
 from goodinit.console import errors_shown
-from goodinit.errors import require
+from goodinit.errors import OptionError, did_you_mean, require
 
 if TYPE_CHECKING:
     from goodinit.paper.order import Order
+    from goodinit.paper.runner import Launcher
 
 RESULTS = Path("goodinit-results")
 
@@ -88,6 +89,12 @@ def run(
     compiled: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,
     threads: Annotated[int, typer.Option(help="Of the CPU.", show_default="torch's")] = 0,
     save_every: Annotated[float, typer.Option(metavar="SECONDS", help="How much work a kill may cost.")] = 60.0,
+    launcher: Annotated[str, typer.Option(metavar="local|ray", help="This process, or the workers of a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT|auto", help="A cluster that runs.", show_default="one of this machine")
+    ] = None,
+    cpus: Annotated[int, typer.Option(help="Of each run on Ray, and its threads.")] = 1,
+    gpus: Annotated[float, typer.Option(help="Of each run on Ray.", show_default="1 with --device cuda, else 0")] = -1.0,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write loss and accuracy for TensorBoard.")] = None,
 ) -> None:
     """Run an experiment: `reproduce table3` is short for `reproduce run table3`."""
@@ -110,12 +117,25 @@ def run(
         order.runs()  # refuses what cannot be meant
         if threads:
             torch.set_num_threads(threads)
+        launch = _launcher(launcher, ray_address, cpus, gpus if gpus >= 0 else float(order.device == "cuda"))
         finished = Results(results)
         provenance = Provenance.gathered(_command(order), order.device, compiled=compiled)
         with processes(order.device) as world, audience(world.first, tensorboard) as shown:
-            count = reproduce(order, finished, provenance, shown)
+            count = reproduce(order, finished, provenance, shown, launch)
         if world.first:
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+
+
+def _launcher(name: str, address: str | None, cpus: int, gpus: float) -> Launcher | None:
+    if name not in ("local", "ray"):
+        raise OptionError(f"launcher must be local or ray; got {name!r}{did_you_mean(name, ('local', 'ray'))}")
+    if name == "local":
+        if address:
+            raise OptionError(f"a Ray address needs --launcher ray; got {address!r} with the launcher local")
+        return None
+    from goodinit.paper.launch_ray import on_ray  # noqa: PLC0415 - needs the extra
+
+    return on_ray(address, cpus=cpus, gpus=gpus)
 
 
 def _command(order: Order) -> str:

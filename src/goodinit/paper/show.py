@@ -116,11 +116,6 @@ class Bars(Lines):
         self._progress.update(self._one, completed=done, total=total)
         self._remove(done == total)
 
-    def next_run(self, cell: Cell, run: Run) -> None:
-        """Which one."""
-        super().next_run(cell, run)
-        self._progress.update(self._all, completed=self._done - 1)
-
     def begins(self, run: Training, images: ImageSet, progress: Progress, report: Report | None) -> None:
         """A bar for its iterations."""
         super().begins(run, images, progress, report)
@@ -142,7 +137,10 @@ class Bars(Lines):
         """What came of it."""
         super().ends(outcome)
         self._remove(True)
-        self._progress.update(self._all, completed=self._done)
+
+    def finishes(self, cell: Cell, run: Run, status: str) -> None:  # noqa: ARG002 - whichever it was
+        """One more."""
+        self._progress.advance(self._all)
 
     def _remove(self, over: bool) -> None:
         if over and self._one is not None:

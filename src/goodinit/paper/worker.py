@@ -61,7 +61,9 @@ class Worker:
                 teacher = self._teacher(cell, run) if run.teacher else None
                 measured, _ = self._trained(run, teacher)
             self._add(run, cell.row, cell.column, measured)
-            return str(measured["status"])
+            status = str(measured["status"])
+            self._audience.finishes(cell, run, status)
+            return status
 
     @contextmanager
     def _claimed(self, run: Run) -> Iterator[str | None]:
