@@ -79,7 +79,8 @@ def measure(name: str, run: Training, device: torch.device, repeats: int, rows: 
 def noise(run: Training) -> ImageSet:
     """A set of the size of a few batches."""
     shape = NETWORKS[run.network]
-    pixels = torch.randint(256, (40 * run.batch, shape.channels, shape.published_pixels, shape.published_pixels), dtype=torch.uint8)
+    size = shape.published_pixels
+    pixels = torch.randint(256, (40 * run.batch, shape.channels, size, size), dtype=torch.uint8)
     images = Images(pixels, torch.arange(len(pixels)) % 10, Facts(tuple(map(str, range(10))), {}, ""))
     return ImageSet("noise", images, images.first(run.batch))
 

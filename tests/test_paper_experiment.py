@@ -40,7 +40,9 @@ def written(tmp_path, text):
 
 
 def test_the_paper_s_experiments_are_there():
-    assert names() == ["table2", "table3", "table4", "table5", "batchsize", "curves", "figure1", "gaussian", "timings"]
+    paper = {"table2", "table3", "table4", "table5", "batchsize", "curves", "figure1", "gaussian", "imagenet", "timings"}
+    assert set(names()) == paper | {"systems-mnist", "systems-cifar10", "newer", "depth", "walk"}
+    assert names()[:4] == ["table2", "table3", "table4", "table5"]
     for experiment in experiments():
         assert set(BUDGETS) <= set(experiment.cells), experiment.name
         assert experiment.title
@@ -127,11 +129,15 @@ def test_cells_are_selected_by_patterns(tmp_path):
         ('"error"', '"errors"', "score must be one of accuracy, error; got 'errors'"),
         ("[[where]]\nif =", "[[where]]\nwhen =", "mine.toml, smoke: where: unknown key 'when'"),
         ("published = { relu", "published = { relo", "mine.toml, smoke: published: unknown key 'relo' (did you mean 'relu'"),
-        ("columns =", "figure = 'curvs'\ncolumns =", "mine.toml: figure must be one of nothing, curves, updates; got 'curvs'"),
+        (
+            "columns =",
+            "figure = 'curvs'\ncolumns =",
+            "mine.toml: figure must be one of nothing, curves, updates, columns, walks; got 'curvs'",
+        ),
         (
             "columns =",
             "kind = 'traning'\ncolumns =",
-            "mine.toml: kind must be one of training, timing; got 'traning' (did you mean",
+            "mine.toml: kind must be one of training, timing, walk; got 'traning' (did you mean",
         ),
         ('note = "a ninth"', 'nte = "a ninth"', "mine.toml: budgets.short: unknown key 'nte' (did you mean 'note'"),
         ('["relu", "tanh"]', '["relu", "tahn"]', "mine.toml, smoke, lsuv: activation must be one of"),
@@ -150,3 +156,14 @@ def test_unknown_experiments(tmp_path):
         named("tabel3")
     with pytest.raises(OptionError, match=r"the experiment '.*none.toml' cannot be read: .*No such file"):
         read(tmp_path / "none.toml")
+
+
+def test_one_figure_may_be_published_for_a_row_without_columns(tmp_path):
+    text = 'title = "t"\nrecipe = "mnist"\n[[rows]]\nname = "a"\npublished = 0.5\n'
+    (cell,) = read(written(tmp_path, text)).selected("full")
+    assert (cell.name, cell.column, cell.published) == ("a", "", 0.5)
+
+
+def test_a_run_may_stop_before_its_schedule_does():
+    run = named("imagenet").selected("full", ["lsuv/googlenet"])[0].run
+    assert (run.iterations, run.stop, run.total, run.schedule) == (2_400_000, 400_000, 400_000, "poly")

@@ -65,7 +65,7 @@ def test_solvers_are_caffe_s(optimizer, bias_decay):
     references = {name: Caffe(run, p, 0.05 if decays[name] else 0.0) for name, p in model.named_parameters()}
     solver = Solver(run, model)
     for iteration in range(9):
-        model(torch.randn(4, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
+        model(torch.randn(4, 2, 4, 4, dtype=torch.float64)).tanh().sum().backward()
         for name, p in model.named_parameters():
             references[name].step(p.grad, 0.1 * 0.3 ** ((iteration >= 3) + (iteration >= 6)))
         solver.step(iteration)
@@ -83,3 +83,8 @@ def test_plain_momentum_of_torch_would_differ_where_the_rate_falls():
         v_torch = 0.9 * v_torch + 1
         other -= rate * v_torch
     assert not math.isclose(weight, other, rel_tol=1e-3)
+
+
+def test_polynomial_decay():
+    run = Training(**BASE, lr=0.4, schedule="poly", power=0.5, iterations=100)
+    assert [learning_rate(run, i) for i in (0, 75, 99)] == pytest.approx([0.4, 0.2, 0.04])

@@ -271,6 +271,28 @@ def test_checkpoints_hold_no_code(tmp_path):
         Checkpoint(path, SMALL).load()
 
 
+def test_a_run_may_stop_early():
+    """The first iterations of a longer schedule."""
+    long = train(dataclasses.replace(SMALL, iterations=20, stop=8, evaluations=2), MNIST, device=CPU)
+    assert [e.iteration for e in long.evaluations] == [4, 8]
+    assert long.progress.iteration == 8
+    same = train(dataclasses.replace(SMALL, iterations=8, evaluations=2), MNIST, device=CPU)
+    assert long.weights_sha256 == same.weights_sha256  # no milestone before
+
+
+@pytest.mark.parametrize(("network", "pixels"), [("caffenet", 40), ("googlenet", 36)])
+def test_imagenet_networks_train_on_crops(network, pixels):
+    images = image_set((3, 44, 44), train=32, test=8, classes=4)
+    run = dataclasses.replace(
+        SMALL, network=network, pixels="standardized", crop=pixels, mirror=True, iterations=2, evaluations=1, batch=8,
+        init_batch=8, milestones=(), schedule="poly",
+    )  # fmt: skip
+    outcome = train(run, images, device=CPU)
+    assert outcome.evaluations[0].loss > 0
+    with pytest.raises(OptionError, match="a crop of 45 pixels is larger than the images of made, 44x44 and 0 around"):
+        train(dataclasses.replace(run, crop=45), images, device=CPU)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu():
     outcome = train(LEARNING, MNIST, device=torch.device("cuda"))

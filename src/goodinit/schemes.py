@@ -24,13 +24,15 @@ from goodinit.options import Options, check_model
 from goodinit.orthonormal import orthonormal_
 from goodinit.report import Report
 
-Scheme = Literal["default", "glorot", "he", "orthonormal", "orthonormal-he", "lsuv", "lsuv-gaussian", "random-walk"]
+Scheme = Literal[
+    "default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", "lsuv", "lsuv-gaussian", "random-walk"
+]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "selu"]
 # Fills a matrix given as (out, in…), with random numbers of torch's global generator.
 Fill = Callable[[Tensor], object]
 
 LSUV: dict[str, Literal["orthonormal"] | Fill] = {"lsuv": "orthonormal", "lsuv-gaussian": nn.init.normal_}
-SCHEMES: tuple[str, ...] = ("default", "glorot", "he", "orthonormal", "orthonormal-he", *LSUV, "random-walk")
+SCHEMES: tuple[str, ...] = ("default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", *LSUV, "random-walk")
 
 
 def init_(
@@ -49,20 +51,22 @@ def init_(
     With n_in and n_out the numbers of a weight's inputs and outputs (of a convolution: channels of its group times positions
     of the kernel), Q an orthonormal matrix drawn uniformly, N(0, s^2) a Gaussian and U(-a, a) a uniform distribution:
 
-    ====================  ===================================================================  ======================
-    scheme                weight                                                               source
-    ====================  ===================================================================  ======================
-    ``"default"``         what PyTorch's own layers start with, biases too: U(-a, a),          ``reset_parameters``
-                          a = 1 / sqrt(n_in) for linear layers and convolutions
-    ``"glorot"``          U(-a, a), a = sqrt(6 / (n_in + n_out))                               Glorot & Bengio 2010
-    ``"he"``              N(0, g^2 / n_in), g = sqrt(2) for ReLU                               He et al. 2015
-    ``"orthonormal"``     Q                                                                    Saxe et al. 2014
-    ``"orthonormal-he"``  Q times the factor that gives its elements the variance of He's      Mishkin & Matas 2016
-    ``"lsuv"``            `goodinit.lsuv_`: Q, then unit std of every output on ``data``       Mishkin & Matas 2016
-    ``"lsuv-gaussian"``   the same with N(0, 1) for Q                                          Mishkin & Matas 2016
-    ``"random-walk"``     N(0, g^2 / n_in), g = exp(1 / (2 n_in)) for linear layers,           Sussillo & Abbott 2014
-                          sqrt(2) exp(1.2 / (max(n_in, 6) - 2.4)) for ReLU
-    ====================  ===================================================================  ======================
+    ======================  =================================================================  ======================
+    scheme                  weight                                                             source
+    ======================  =================================================================  ======================
+    ``"default"``           what PyTorch's own layers start with, biases too: U(-a, a),        ``reset_parameters``
+                            a = 1 / sqrt(n_in) for linear layers and convolutions
+    ``"glorot"``            U(-a, a), a = sqrt(6 / (n_in + n_out))                             Glorot & Bengio 2010
+    ``"he"``                N(0, g^2 / n_in), g = sqrt(2) for ReLU                             He et al. 2015
+    ``"orthonormal"``       Q                                                                  Saxe et al. 2014
+    ``"orthonormal-he"``    Q times the factor that gives its elements the variance of He's    Mishkin & Matas 2016
+    ``"delta-orthogonal"``  Q at the middle of a convolution's kernel, 0 elsewhere; Q for      Xiao et al. 2018
+                            other weights
+    ``"lsuv"``              `goodinit.lsuv_`: Q, then unit std of every output on ``data``     Mishkin & Matas 2016
+    ``"lsuv-gaussian"``     the same with N(0, 1) for Q                                        Mishkin & Matas 2016
+    ``"random-walk"``       N(0, g^2 / n_in), g = exp(1 / (2 n_in)) for linear layers,         Sussillo & Abbott 2014
+                            sqrt(2) exp(1.2 / (max(n_in, 6) - 2.4)) for ReLU
+    ======================  =================================================================  ======================
 
     The paper's "Xavier" was Caffe's filler of that name, U(-a, a) with a = sqrt(3 / n_in): the same where n_in = n_out.
 
@@ -134,6 +138,7 @@ def _fill(scheme: str, nonlinearity: Nonlinearity, gain: float) -> Fill:
         "orthonormal": orthonormal_,
         # Q's elements have the variance 1 / max(n_out, n_in), since Q has min(n_out, n_in) rows or columns of norm 1.
         "orthonormal-he": lambda w: orthonormal_(w, gain=he * math.sqrt(max(len(w), _n_in(w)) / _n_in(w))),
+        "delta-orthogonal": _delta_orthogonal_,
         "random-walk": lambda w: nn.init.normal_(w, std=random_walk_gain(_n_in(w), nonlinearity) / math.sqrt(_n_in(w))),
         "default": lambda w: w,  # see `_Default`
     }
@@ -145,6 +150,17 @@ def _fill(scheme: str, nonlinearity: Nonlinearity, gain: float) -> Fill:
             weight.mul_(gain)
 
     return fill
+
+
+def _delta_orthogonal_(weight: Tensor) -> None:
+    """Only the middle of the kernel is not 0: the convolution is one orthonormal matrix at every position."""
+    if weight.dim() == 2:
+        orthonormal_(weight)
+        return
+    middle = weight.zero_()
+    for size in weight.shape[2:]:
+        middle = middle.select(2, size // 2)
+    middle.copy_(orthonormal_(torch.empty_like(middle, memory_format=torch.contiguous_format)))
 
 
 def random_walk_gain(width: int, nonlinearity: str) -> float:

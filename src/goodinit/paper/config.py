@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from goodinit.errors import OptionError, did_you_mean
 from goodinit.paper.blocks import ACTIVATIONS, NORMS
@@ -16,7 +16,7 @@ from goodinit.paper.networks import NETWORKS, ImageNet
 from goodinit.schemes import SCHEMES
 
 # Initializations of goodinit.paper.newer.
-NEWER = ("krahenbuhl", "gradinit")
+NEWER = ("bvlc", "krahenbuhl", "gradinit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +122,9 @@ class Training(Settings):
     milestones: tuple[int, ...] = ()
     """Iterations."""
     iterations: int = 90_000
+    """Of the schedule; without those of the hints."""
+    stop: int = 0
+    """After how many iterations to stop, whatever the schedule has; 0: at its end."""
     batch: int = 128
     pixels: str = "gcn"
     """``"gcn"``, ``"scaled"`` or ``"standardized"``, see `goodinit.paper.pixels.Preprocessing`."""
@@ -175,8 +178,8 @@ class Training(Settings):
 
     @property
     def total(self) -> int:
-        """All iterations, those of the hints included."""
-        return self.hint_iterations + self.iterations
+        """All iterations that are done, those of the hints included."""
+        return self.hint_iterations + (self.stop or self.iterations)
 
     @property
     def teacher_run(self) -> Training:
@@ -230,8 +233,43 @@ class Timing(Settings):
         return f"{self.measure}-{self.network}-{self.activation}-seed{self.seed}"
 
 
-Run = Training | Timing
-KINDS: dict[str, type[Training | Timing]] = {"training": Training, "timing": Timing}
+@dataclass(frozen=True, kw_only=True)
+class Walk(Settings):
+    """One measurement of how the norm of the back-propagated error changes through the layers. Nothing is trained."""
+
+    data: str
+    network: str = "mlp"
+    activation: str = "relu"
+    depth: int = 200
+    init: str = "random-walk"
+    batch: int = 128
+    draws: int = 50
+    """How often weights are drawn."""
+    pixels: str = "standardized"
+    image_size: int = 0
+    precision: str = "float32"
+    seed: int = 0
+
+    choices = {  # noqa: RUF012 - declared in Settings
+        "network": ("mlp", "highway-mlp"),
+        "activation": ACTIVATIONS,
+        "init": SCHEMES,
+        "pixels": ("gcn", "scaled", "standardized"),
+        "precision": ("float32",),
+    }
+    positive = ("depth", "batch", "draws")
+
+    def __str__(self) -> str:
+        return f"walk-{self.network}-{self.depth}-{self.activation}-{self.init}-seed{self.seed}"
+
+
+def nonlinearity_of(activation: str) -> Literal["linear", "relu"]:
+    """What `goodinit.init_` takes it for in schemes with a factor for each: linear where it has slope 1 around 0."""
+    return "linear" if activation in ("tanh", "sigmoid") else "relu"
+
+
+Run = Training | Timing | Walk
+KINDS: dict[str, type[Run]] = {"training": Training, "timing": Timing, "walk": Walk}
 
 
 def run_of(kind: str, settings: Mapping[str, Any], where: str) -> Run:

@@ -1,17 +1,17 @@
 """Experiments as TOML files, one a table or figure of the paper: which runs they consist of, and what was published.
 
 title = "…"                               source = "Table 3"      note = "…"
-kind = "training"                         # or "timing"
+kind = "training"                         # or "timing", "walk"
 recipe = "cifar"                          # of recipes.toml: what the settings begin with
 set = { network = "fitnet4" }             # settings of goodinit.paper.config that all runs have
 columns = { activation = ["relu", …] }    # a setting and its values, one a column
 score = "accuracy"                        # or "error": what is shown, in percent
-figure = "curves"                         # or "updates": what is drawn beside the table
+figure = "curves"                         # or another of figures.py: what is drawn beside the table
 
 [[rows]]
-name = "lsuv"                             # and: title, and its own recipe, columns, score
+name = "lsuv"                             # and: title, panel (of the figure), its own recipe, columns, score
 set = { init = "lsuv" }
-published = { relu = 92.11 }              # by column; "n/c": did not converge
+published = { relu = 92.11 }              # by column, or one figure; "n/c": did not converge
 
 [[where]]                                 # exceptions: runs that have these settings get those
 if = { init = "he", activation = "maxout" }
@@ -44,9 +44,9 @@ else:  # a copy of it
 _HERE = Path(__file__).parent
 BUDGETS = ("smoke", "short", "full")
 _KEYS = ("title", "source", "note", "kind", "recipe", "set", "columns", "score", "figure", "rows", "where", "budgets")
-_ROW_KEYS = ("name", "title", "recipe", "set", "columns", "score", "published")
+_ROW_KEYS = ("name", "title", "panel", "recipe", "set", "columns", "score", "published")
 _SCORES = ("accuracy", "error")
-_FIGURES = ("", "curves", "updates")
+_FIGURES = ("", "curves", "updates", "columns", "walks")
 Table = Mapping[str, Any]
 
 
@@ -80,6 +80,8 @@ class Experiment:
     figure: str
     titles: Mapping[str, str]
     """Of rows that have one."""
+    panels: Mapping[str, str]
+    """Of rows that have one: which part of the figure they are in."""
     budgets: Mapping[str, str]
     """By name, what is done with it."""
     cells: Mapping[str, tuple[Cell, ...]]
@@ -158,9 +160,10 @@ def read(path: Path) -> Experiment:
         file.get("kind", "training"),
         file.get("figure", ""),
         {row["name"]: row["title"] for row in file["rows"] if "title" in row},
+        {row["name"]: row["panel"] for row in file["rows"] if "panel" in row},
         {name: budget.get("note", "") for name, budget in budgets.items()},
         {name: tuple(_cells(file, budget, f"{where}, {name}")) for name, budget in budgets.items()},
-        {row["name"]: row.get("published", {}) for row in file["rows"]},
+        {row["name"]: _published(row) for row in file["rows"]},
     )
 
 
@@ -172,7 +175,7 @@ def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
             raise OptionError(f"{where}: columns are the values of one setting; got {', '.join(columns)}")
         score = _one_of(row.get("score", file.get("score", "accuracy")), _SCORES, f"{where}: score")
         recipe = _recipe(row.get("recipe", file.get("recipe")), where)
-        published = row.get("published", {})
+        published = _published(row)
         if kind == "training":
             refuse_unknown(published, [str(v) for values in columns.values() for v in values] or [""], f"{where}: published")
         axis: Sequence[tuple[str, Table]] = [(str(v), {key: v}) for key, values in columns.items() for v in values] or [("", {})]
@@ -181,6 +184,12 @@ def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
             settings = _shrunk(_with_exceptions(settings, file.get("where", ()), where), budget, where)
             run = run_of(kind, settings, f"{where}, {row['name']}")
             yield Cell(row["name"], column, run, score, published.get(column))
+
+
+def _published(row: Table) -> dict[str, float | str]:
+    """By column; one figure alone is that of the only column."""
+    given = row.get("published", {})
+    return dict(given) if isinstance(given, Mapping) else {"": given}
 
 
 def _with_exceptions(settings: Table, exceptions: Sequence[Table], where: str) -> Table:

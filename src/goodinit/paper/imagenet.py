@@ -160,6 +160,7 @@ class GoogLeNet(nn.Module):
 
     def __init__(self, classes: int = 1000, pixels: int = 224, norm: str = "none") -> None:
         super().__init__()
+        self.classes = classes
         side = -(-pixels // 2)
         for _ in range(3):
             side = _pooled(side, 3, 2)

@@ -1,7 +1,8 @@
-"""Initializations that came at the time of the paper or after it, for the networks of this package: torch's own layers only."""
+"""Initializations that the paper does not compare, for the networks of this package: torch's own layers only."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from goodinit.errors import OptionError
 from goodinit.paper.config import Training
+from goodinit.paper.imagenet import GoogLeNet
 from goodinit.paper.objectives import Loss
 from goodinit.paper.pixels import Batches
 from goodinit.report import Record, Report
@@ -21,6 +24,40 @@ _SMALLEST = 1e-8
 _BOUND, _TRIAL_RATE, _SMALLEST_SCALE = 1.0, 0.1, 0.01
 # Ours: steps and learning rate of the scales; the paper has an epoch of steps at 1e-3 to 1e-2.
 _STEPS, _SCALES_RATE = 100, 0.01
+
+
+def bvlc_(model: nn.Module, *, generator: torch.Generator | None = None) -> Report:
+    """The initialization that the BVLC model zoo has for CaffeNet or GoogLeNet, whichever the model is.
+
+    CaffeNet: Gaussians of std 0.01, in fc6 and fc7 of 0.005; biases 1 in conv2, conv4, conv5, fc6 and fc7, 0 elsewhere.
+    GoogLeNet: Caffe's "xavier", U(-a, a) with a = sqrt(3 / n_in); biases 0.2, in the last layers 0.
+
+    Args:
+        model: one of these two.
+        generator: source of the random numbers.
+
+    Raises:
+        OptionError: it is neither.
+    """
+    start = time.perf_counter()
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, _LAYERS)}
+    if not isinstance(model, GoogLeNet) and "fc6" not in layers:
+        raise OptionError(f"the reference initialization is CaffeNet's or GoogLeNet's; got a {type(model).__name__}")
+    records: list[Record] = []
+    with torch.no_grad():
+        for name, layer in layers.items():
+            if isinstance(model, GoogLeNet):
+                bound = math.sqrt(3 / layer.weight[0].numel())
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                bias = 0.0 if isinstance(layer, nn.Linear) and layer.out_features == model.classes else 0.2
+            else:
+                layer.weight.normal_(0, 0.005 if name in ("fc6", "fc7") else 0.01, generator=generator)
+                bias = float(name in ("conv2", "conv4", "conv5", "fc6", "fc7"))
+            if layer.bias is not None:
+                layer.bias.fill_(bias)
+            shape = tuple(layer.weight.shape)
+            records.append(Record(f"{name}.weight", type(layer).__name__, shape, "drawn", 1.0, None, None, 1.0))
+    return Report(tuple(records), 0, time.perf_counter() - start, 0.0)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from goodinit.paper.experiment import Experiment, experiments
 from goodinit.paper.figures import draw
 from goodinit.paper.files import write_whole
 from goodinit.paper.results import Result
-from goodinit.paper.tables import Filled, Filling, fillings, median_update, times
+from goodinit.paper.tables import Drift, Filled, Filling, drift, fillings, median_update, times
 
 # Budgets whose tables are shown even where no run has filled them yet. Smoke is a test, no figure.
 _SHOWN = ("short", "full")
@@ -70,7 +70,7 @@ def _heading(experiment: Experiment) -> str:
 
 def section(table: Filling) -> str:
     """A table as Markdown, and under it where its figures come from."""
-    grid = _timings(table) if table.experiment.kind == "timing" else _scores(table)
+    grid = {"timing": _timings, "walk": _walks, "training": _scores}[table.experiment.kind](table)
     title = f"### {table.experiment.name}, {table.budget}{_precision(table, ', ')}"
     return "\n".join([title, "", f"{_sentence(table.experiment.budgets[table.budget])}", "", grid, "", _provenance(table), ""])
 
@@ -114,6 +114,21 @@ def _timings(table: Filling) -> str:
         else:
             steps.append([title, *(_step(found, name) for name in ("no BN", "BN before", "BN after"))])
     return f"{markdown(inits)}\n\n{markdown(steps)}"
+
+
+def _walks(table: Filling) -> str:
+    """Drift, step and ratio of every row."""
+    lines = [["", "drift", "step", "ratio"]]
+    for filled in table.cells:
+        found = drift(filled)
+        title = table.experiment.titles.get(filled.cell.row, filled.cell.row)
+        nothing = ["·" if not filled.results else "0 or infinite"] * 3
+        lines.append([title, *(nothing if found is None else _drift(found))])
+    return markdown(lines)
+
+
+def _drift(found: Drift) -> list[str]:
+    return [f"{found.mean:+.4f} ± {found.error:.4f}", f"{found.step:.3f}", f"{found.ratio:.3g}"]
 
 
 def _seconds(ours: float | None, published: float | str | None) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.errors import GoodinitError, OptionError
-from goodinit.paper.config import KINDS, Run, Timing, Training, run_of
+from goodinit.paper.config import KINDS, Run, Timing, Training, Walk, run_of
 from goodinit.paper.files import append_line, read_lines
 from goodinit.paper.outcome import Outcome
 from goodinit.paper.provenance import commit, machine, now, versions
@@ -140,3 +140,8 @@ def of_timing(run: Timing, seconds: Seconds) -> Row:
         "n": run.repeats,
         "seconds": {name: [round(s, 6) for s in values] for name, values in seconds.items()},
     }
+
+
+def of_walk(run: Walk, measured: Mapping[str, Any]) -> Row:
+    """What a row says of random walks."""
+    return {"status": "done", "n": run.draws, **measured}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from goodinit.paper.config import Timing, Training
+from goodinit.paper.config import Timing, Training, Walk
 from goodinit.paper.experiment import Cell, Experiment
 from goodinit.paper.results import Result, same_but_seed
 from goodinit.paper.timings import medians
@@ -72,8 +73,8 @@ def fillings(experiment: Experiment, results: Iterable[Result], shown: Sequence[
     results = list(results)
     found = []
     for budget, cells in experiment.cells.items():
-        own = {cell.run.precision for cell in cells}
-        for precision in sorted({r.run.precision for r in results} | own, reverse=True):
+        own, kinds = {cell.run.precision for cell in cells}, {type(cell.run) for cell in cells}
+        for precision in sorted(own | {r.run.precision for r in results if type(r.run) in kinds}, reverse=True):
             table = Filling(experiment, budget, precision, tuple(_filled(cell, precision, results) for cell in cells))
             if table.results or (budget in shown and precision in own):
                 found.append(table)
@@ -91,6 +92,33 @@ def times(filled: Filled) -> dict[str, float]:
     if not filled.results or not isinstance(filled.cell.run, Timing):
         return {}
     return medians(filled.results[-1].row["seconds"])
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What random walks come to."""
+
+    mean: float
+    """Of a step."""
+    error: float
+    """Standard error of that over the draws."""
+    step: float
+    """Standard deviation of a step, the mean over the draws."""
+    ratio: float
+    """Norm of the error at the first layer over that at the last, the median over the draws."""
+
+
+def drift(filled: Filled) -> Drift | None:
+    """Of a cell's walks; None if there are none, or the errors are infinite or 0."""
+    if not filled.results:
+        return None
+    result = filled.results[-1]
+    assert isinstance(result.run, Walk)
+    means, steps = result.row["step_mean"], result.row["step_std"]
+    if None in means or len(means) < 2:
+        return None
+    ratio = math.exp(statistics.median(means) * (result.run.depth - 2))
+    return Drift(statistics.mean(means), statistics.stdev(means) / math.sqrt(len(means)), statistics.mean(steps), ratio)
 
 
 def median_update(filled: Filled) -> float | None:

@@ -75,7 +75,8 @@ def train(
 
 def _loop(trainer: Trainer, run: Training, checkpoint: Checkpoint | None, observers: Sequence[Observer]) -> None:
     progress = trainer.progress
-    tests = {run.hint_iterations + round(run.iterations * i / run.evaluations) for i in range(1, run.evaluations + 1)}
+    length = run.total - run.hint_iterations
+    tests = {run.hint_iterations + round(length * i / run.evaluations) for i in range(1, run.evaluations + 1)}
     stops = sorted(tests | {run.hint_iterations, run.total})
     window = 1 if trainer.device.type == "cpu" else _WINDOW
     while progress.iteration < run.total:

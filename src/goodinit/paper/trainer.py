@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from goodinit.paper import newer
 from goodinit.paper.blocks import Style, prepare_
 from goodinit.paper.checkpoint import CheckpointError, State
-from goodinit.paper.config import Training
+from goodinit.paper.config import Training, nonlinearity_of
 from goodinit.paper.data import ImageSet
 from goodinit.paper.networks import make_network
 from goodinit.paper.objectives import Classification, Distillation, Hint, Objective
@@ -214,7 +214,11 @@ def initialize_(model: nn.Module, run: Training, batches: Batches, generator: to
         return newer.krahenbuhl_(model, x, generator=generator)
     if run.init == "gradinit":
         return newer.gradinit_(model, batches, LOSSES[run.loss], run, generator=generator)
-    return init_(model, run.init, x, gain=run.init_gain, generator=generator)  # type: ignore[arg-type]  # a name of a scheme
+    if run.init == "bvlc":
+        return newer.bvlc_(model, generator=generator)
+    # The paper has ReLU's factor for all non-linearities.
+    nonlinearity = nonlinearity_of(run.activation) if run.init == "random-walk" else "relu"
+    return init_(model, run.init, x, nonlinearity=nonlinearity, gain=run.init_gain, generator=generator)  # type: ignore[arg-type]  # a name of a scheme
 
 
 def _tracked(iterations: int) -> frozenset[int]:

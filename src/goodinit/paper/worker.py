@@ -13,7 +13,7 @@ from goodinit.errors import require
 from goodinit.paper import timings
 from goodinit.paper.audience import Audience
 from goodinit.paper.checkpoint import Checkpoint
-from goodinit.paper.config import Run, Timing, Training
+from goodinit.paper.config import Run, Timing, Training, Walk
 from goodinit.paper.data import ImageSet, load
 from goodinit.paper.decode import Progress
 from goodinit.paper.experiment import Cell
@@ -21,9 +21,10 @@ from goodinit.paper.files import BusyError, locked, write_whole
 from goodinit.paper.networks import make_network
 from goodinit.paper.order import Order
 from goodinit.paper.outcome import Observer, Outcome
-from goodinit.paper.results import Provenance, Results, Row, of_timing, of_training
+from goodinit.paper.results import Provenance, Results, Row, of_timing, of_training, of_walk
 from goodinit.paper.train import train
 from goodinit.paper.trainer import seen_size
+from goodinit.paper.walks import walks
 from goodinit.paper.world import World
 
 FINISHED_BEFORE = "finished before"
@@ -57,8 +58,10 @@ class Worker:
             self._audience.next_run(cell, run)
             if isinstance(run, Timing):
                 measured = of_timing(run, timings.measure(run, device=self._device, tell=self._audience.measures))
+            elif isinstance(run, Walk):
+                measured = of_walk(run, walks(run, self._sets.of(run), self._device))
             else:
-                teacher = self._teacher(cell, run) if run.teacher else None
+                teacher = self._teacher(run) if run.teacher else None
                 measured, _ = self._trained(run, teacher)
             self._add(run, cell.row, cell.column, measured)
             status = str(measured["status"])
@@ -107,7 +110,7 @@ class Worker:
             place = {"experiment": self._order.experiment.name, "budget": self._order.budget, "row": row, "column": column}
             self._results.add(self._provenance.row(run, place, measured))
 
-    def _teacher(self, cell: Cell, student: Training) -> nn.Module:
+    def _teacher(self, student: Training) -> nn.Module:
         """The trained teacher of a run: its weights are kept beside the rows, for the students of all seeds."""
         require("safetensors", extra="paper")
         from safetensors.torch import load_file, save  # noqa: PLC0415 - needs the extra
@@ -120,7 +123,7 @@ class Worker:
             self._world.wait()
             missing = self._world.of_first(not path.exists())
             if missing:
-                self._audience.next_run(cell, run)
+                self._audience.notes(f"first its teacher: {run}")
                 kept = _Weights()
                 measured, _ = self._trained(run, observer=kept)
                 if self._world.first:
@@ -161,7 +164,7 @@ class _Sets:
         self._progress = progress
         self._loaded: dict[tuple[str, int], ImageSet] = {}
 
-    def of(self, run: Training) -> ImageSet:
+    def of(self, run: Training | Walk) -> ImageSet:
         """The set of a run."""
         key = run.data, run.image_size
         if key not in self._loaded:

@@ -1,0 +1,153 @@
+"""Several processes that train one network, with torchrun: as one process with the same batches, and what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("datasets")
+
+from image_sets import write_set
+
+# Trains, in every process, and keeps the weights and the evaluations that the first one has.
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import torch
+from goodinit.paper.checkpoint import Checkpoint
+from goodinit.paper.config import Training
+from goodinit.paper.data import load
+from goodinit.paper.outcome import Observer
+from goodinit.paper.train import train
+from goodinit.paper.world import processes
+torch.set_num_threads(1)
+out, data, change = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+settings = dict(data="mnist", network="mlp", depth=4, activation="tanh", pixels="standardized", batch=32, iterations=20,
+                evaluations=4, init_batch=32, test_images=45)
+run = Training(**{**settings, **change})
+class Wait(Observer):
+    def advances(self, progress, loss):
+        if "WAIT" in os.environ and progress.iteration == 7:
+            (out.parent / "waiting").write_text(str(os.getpid()))
+            import time; time.sleep(100)
+with processes("cpu") as world:
+    if world.rank and "OTHER_DATA" in os.environ:
+        data = Path(os.environ["OTHER_DATA"])
+    outcome = train(run, load("mnist", data), device=torch.device("cpu"), observers=[Wait()],
+                    checkpoint=Checkpoint(out.with_suffix(".ckpt"), run, seconds=0))
+    if world.first:
+        torch.save((dict(outcome.weights), [(e.iteration, e.accuracy, e.loss) for e in outcome.evaluations]), out)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_set(folder / "data", count=200, size=(28, 28), channels=1, image="image")
+    write_set(folder / "other", count=201, size=(28, 28), channels=1, image="image")
+    (folder / "script.py").write_text(SCRIPT)
+    return folder
+
+
+def environment(place, **more):
+    own = {"GOODINIT_CACHE": str(place / "cache"), "HF_DATASETS_CACHE": str(place / "arrow"), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, **more}
+
+
+def torchrun(processes, *words):
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, words)]
+
+
+def start(place, out, processes, change="{}", **more):
+    command = torchrun(processes, place / "script.py", out, place / "data", change)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(place, **more),
+    )
+
+
+def finished(process):
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def same(a, b):
+    (weights, evaluations), (others, other_evaluations) = torch.load(a), torch.load(b)
+    for name, value in weights.items():
+        assert torch.allclose(value, others[name], rtol=1e-5, atol=1e-6), name
+    for (i, accuracy, loss), (j, other_accuracy, other_loss) in zip(evaluations, other_evaluations, strict=True):
+        assert (i, accuracy) == (j, other_accuracy)
+        assert loss == pytest.approx(other_loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_train_as_one(place, tmp_path, processes):
+    one, several = start(place, tmp_path / "one", 1), start(place, tmp_path / "several", processes)
+    finished(one), finished(several)
+    same(tmp_path / "one", tmp_path / "several")
+
+
+def test_several_processes_that_were_killed_go_on(place, tmp_path):
+    """Dropout too: every process has random numbers of its own."""
+    change = "dict(network='fitnet-mnist', depth=0)"
+    whole = start(place, tmp_path / "whole", 2, change)
+    process = start(place, tmp_path / "killed", 2, change, WAIT="1")
+    waiting = tmp_path / "waiting"
+    while not (waiting.exists() and waiting.read_text()):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)  # torchrun, and then the first process; the second one ends when it misses that
+    os.kill(int(waiting.read_text()), signal.SIGKILL)
+    process.communicate(timeout=60)
+    finished(whole)
+    alone = start(place, tmp_path / "killed", 1, change)
+    output, _ = alone.communicate(timeout=200)
+    assert "the checkpoint is of 2 processes, this training has 1; go on with as many, or delete the checkpoint" in output
+    finished(start(place, tmp_path / "killed", 2, change))
+    (weights, evaluations), (others, other_evaluations) = torch.load(tmp_path / "whole"), torch.load(tmp_path / "killed")
+    assert evaluations == other_evaluations
+    assert all(torch.equal(value, others[name]) for name, value in weights.items())
+
+
+def test_processes_with_different_data(place, tmp_path):
+    process = start(place, tmp_path / "a", 2, OTHER_DATA=str(place / "other"))
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode
+    assert "DataError: the processes do not have the same images: process 0: " in output
+    assert "; give all of them the same files" in output
+
+
+def test_a_batch_that_cannot_be_divided(place, tmp_path):
+    process = start(place, tmp_path / "a", 2, "dict(batch=33)")
+    output, _ = process.communicate(timeout=200)
+    assert "OptionError: a batch of 33 images cannot be divided among 2 processes; try a multiple of 2" in output
+
+
+def test_the_command_line_under_torchrun(place, tmp_path):
+    """One row, told of by the first process alone."""
+    (tmp_path / "own.toml").write_text(
+        'title = "t"\n[set]\ndata = "mnist"\nnetwork = "mlp"\ndepth = 3\nactivation = "relu"\npixels = "scaled"\nbatch = 20\n'
+        'evaluations = 1\ninit_batch = 10\n[[rows]]\nname = "a"\nset = { init = "lsuv" }\n[[rows]]\nname = "b"\n'
+        'set = { init = "he" }\n[budgets.short]\nnote = "n"\nset = { iterations = 4 }\n'
+    )
+    words = ["reproduce", tmp_path / "own.toml", "--data-dir", place / "data", "--results", tmp_path / "r", "--threads", "1"]
+    command = torchrun(2, "-m", "goodinit", *words)
+    for expected in ("2 done", "2 finished before"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(place), timeout=200)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("2 runs") == 1
+        assert done.stdout.count("rows in ") == 1
+        assert ("n/c" in done.stdout) or (expected in done.stdout)
+    rows = (tmp_path / "r" / "runs.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert all('"processes": 2' in row for row in rows)
