@@ -14,6 +14,7 @@ from torch import nn
 from goodinit import DataError, ModelError, OptionError, init_, lsuv_
 from goodinit.report import STATUSES
 from goodinit.schemes import SCHEMES, random_walk_gain
+from goodinit.seeds import Seeds
 from nets import MODELS, Functional, assert_same, build, surroundings
 
 # Rows, columns, and the two of a convolution: (out, in, k, k) with n_in = in k^2, n_out = out k^2.
@@ -91,9 +92,11 @@ def test_default_is_what_the_layers_start_with():
         lambda: nn.GRUCell(5, 6),
         lambda: nn.Bilinear(3, 4, 5),
     ):
-        torch.manual_seed(3)
-        fresh, other = make(), make()
-        report = init_(other, "default", generator=torch.Generator().manual_seed(3))
+        other = make()
+        report = init_(other, "default", generator=seeded())
+        own = Seeds.drawn_from(seeded()).generator(("layer", 0), torch.device("cpu"))
+        torch.set_rng_state(own.get_state())
+        fresh = make()
         assert report.ok
         assert {record.status for record in report} == {"drawn"}
         assert_same(other.state_dict(), fresh.state_dict())

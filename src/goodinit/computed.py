@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from goodinit.weights import Key, Weight, Weights, storage_of
+from goodinit.weights import Fill, Key, Weight, Weights, storage_of
 
 # With more parameters than this in one weight they are tried one by one and all together, not in every combination.
 _MOST_COMBINED = 4
@@ -100,7 +100,7 @@ class Computed(Weight):
             root.scale_(factor)
         self.tensor.detach().mul_(factor)
 
-    def draw_(self, fill: Callable[[Tensor], None]) -> None:
+    def draw_(self, fill: Fill) -> None:
         """Fill the root that looks like the weight itself, or else all that have as many axes, and compute the weight from them.
 
         Roots of the form of g in g v / |v| then get the values that give the weight its drawn rows.
@@ -156,7 +156,8 @@ class Sources(Weights):
             if not roots:
                 return None
             name, parameter = roots[0].name, roots[0].parameter
-            return Computed(name, parameter, tensor, any(r.embedded for r in roots), node=node, sources=tuple(roots))
+            embedded = any(r.embedded for r in roots)
+            return Computed(name, parameter, tensor, embedded, roots[0].number, node=node, sources=tuple(roots))
         return super().find(tensor)
 
     def constant(self, tensor: object) -> bool:

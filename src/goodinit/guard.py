@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from goodinit.seeds import Seeds
+
 
 class Undo:
     """Copies of the weights from before their first change."""
@@ -54,31 +56,32 @@ def all_or_nothing(undo: Undo) -> Iterator[None]:
 class Randomness:
     """The source of the orthonormal matrices' random numbers, kept apart from what the model draws in its forward.
 
-    With a ``generator`` of the caller's, everything is drawn from that one and torch's global generators end as they
-    were. Without, the global generators end as if only the matrices had been drawn from them.
+    When a matrix is needed, one number is drawn from the ``generator`` of the caller's, and torch's global generators end as they
+    were; or, without one, from torch's global generator of the CPU, which ends as if only this had been drawn from it. All
+    matrices follow from that number.
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
         self._given = generator
-        self._own: dict[torch.device, torch.Generator] = {}
+        self._own = torch.Generator()
+        self._seeds: Seeds | None = None
 
-    def generator(self, device: torch.device) -> torch.Generator:
-        """The generator to draw matrices for a device from."""
-        if self._given is not None:
-            return self._given
-        return self._own[_drawn_on(device)]
+    def generator(self, place: object, device: torch.device) -> torch.Generator:
+        """The generator of a weight at a place in the model, on a device: see `goodinit.seeds`."""
+        if self._seeds is None:
+            self._seeds = Seeds.drawn_from(self._own if self._given is None else self._given)
+        return self._seeds.generator(place, _drawn_on(device) if self._given is None else self._given.device)
 
     @contextmanager
-    def as_global(self, device: torch.device) -> Iterator[None]:
-        """Let what runs inside draw from this source by torch's global generator: for functions without ``generator=``."""
-        source = self.generator(device)
+    def as_global(self, place: object, device: torch.device) -> Iterator[None]:
+        """Let what runs inside draw from a weight's generator by torch's global one: for functions without ``generator=``."""
+        source = self.generator(place, device)
         current = _global(source.device)
         kept = current.get_state()
         current.set_state(source.get_state())
         try:
             yield
         finally:
-            source.set_state(current.get_state())
             current.set_state(kept)
 
     @contextmanager
@@ -89,11 +92,11 @@ class Randomness:
         given = None if self._given is None else self._given.get_state()
         python, numpy_random = random.getstate(), sys.modules.get("numpy.random")
         numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
-        self._own = {device: _copy(_global(device)) for device in devices}
-        for device in devices:
-            # The forward's own stream: its noise is independent of the matrices, and follows from the same seed.
-            seed = torch.randint(2**62, (), generator=_copy(_global(device)), device=device)
-            _global(device).manual_seed(int(seed))
+        noise = {device: int(torch.randint(2**62, (), generator=_copy(_global(device)), device=device)) for device in devices}
+        self._own = _copy(torch.default_generator)
+        for device, seed in noise.items():
+            # The forward's own stream: its noise is independent of the matrices, and follows from the same state.
+            _global(device).manual_seed(seed ^ 1)
         try:
             yield
         except BaseException:
@@ -101,7 +104,7 @@ class Randomness:
                 self._given.set_state(given)
             raise
         else:
-            before = {device: self._own[device].get_state() for device in devices}
+            before[torch.device("cpu")] = self._own.get_state()
         finally:
             for device, state in before.items():
                 _global(device).set_state(state)

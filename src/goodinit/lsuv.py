@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -178,7 +178,7 @@ class Scaling:
         if pre_init is None:
             return
         start = time.perf_counter()
-        operation.weight.draw_(lambda weight: self._fill(pre_init, operation.layout, weight))
+        operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
         self.sampling_seconds += time.perf_counter() - start
         bias = operation.bias_weight
         if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
@@ -188,13 +188,13 @@ class Scaling:
             bias.refresh()
             operation.bias = None  # saves adding it
 
-    def _fill(self, pre_init: Literal["orthonormal"] | Callable[[Tensor], object], layout: Layout, weight: Tensor) -> None:
+    def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if callable(pre_init):
-            with self._randomness.as_global(weight.device):
+            with self._randomness.as_global(place, weight.device):
                 for matrix in layout.matrices(weight):
                     pre_init(matrix)
         else:
-            layout.draw_(weight, self._randomness.generator(weight.device))
+            layout.draw_(weight, self._randomness.generator(place, weight.device))
 
     def prepare(self, operation: Operation, status: str) -> None:
         """A weight whose operator's output says nothing of its scale: drawn, not scaled."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from goodinit.orthonormal import orthonormal_
+from goodinit.seeds import Seeds
 
 LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 Layer = nn.Linear | nn.Bilinear | nn.modules.conv._ConvNd
@@ -44,8 +45,10 @@ def lsuv_reference_(
     layers = layers_in_call_order(model, forward)
     passes = 1
     # Pre-initialize network with orthonormal matrices as in Saxe et al. (2014)
+    seeds, places = Seeds.drawn_from(generator), {id(parameter): i for i, parameter in enumerate(model.parameters())}
     for layer in layers:
-        orthonormal_(layer.weight, groups=getattr(layer, "groups", 1), generator=generator)
+        own = seeds.generator(places[id(layer.weight)], layer.weight.device)
+        orthonormal_(layer.weight, groups=getattr(layer, "groups", 1), generator=own)
         if layer.bias is not None:
             layer.bias.zero_()
     # for each layer L do

@@ -212,9 +212,9 @@ class _Drawing(Scaling):
         """Draw a weight unless it is to be left alone; a recurrent one like any other."""
         super().prepare(operation, status if status == "unsupported" else "drawn")
 
-    def _fill(self, pre_init: Any, layout: Layout, weight: Tensor) -> None:
+    def _fill(self, pre_init: Any, layout: Layout, weight: Tensor, place: object) -> None:
         """Every matrix by itself: of a convolution's groups, of the gates of an LSTM, of query, key and value."""
-        with self._randomness.as_global(weight.device):
+        with self._randomness.as_global(place, weight.device):
             for matrix in layout.matrices(weight):
                 for one in matrix.chunk(layout.groups):
                     pre_init(one)
@@ -240,16 +240,18 @@ class _Default(_Drawing):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:  # noqa: ARG002 - needs neither
         """Reset all layers; returns the number of forward passes."""
         super().run(model, None, None)
-        for name, layer in reversed(list(layers(model))):  # a MultiheadAttention after its out_proj, whose bias it zeroes
+        for number, (name, layer) in reversed(
+            list(enumerate(layers(model)))
+        ):  # a MultiheadAttention after its out_proj, whose bias it zeroes
             if nn.utils.parametrize.is_parametrized(layer):
                 raise ModelError(f"default cannot reset {name!r}, whose weight is parametrized; use another scheme")
-            self._reset(name, layer)
+            self._reset(number, name, layer)
         return 0
 
     def _draw(self, operation: Operation) -> None:
         """Nothing here: layers are reset as a whole."""
 
-    def _reset(self, name: str, layer: nn.Module) -> None:
+    def _reset(self, number: int, name: str, layer: nn.Module) -> None:
         parameters = {f"{name}.{key}".lstrip("."): p for key, p in layer.named_parameters()}
         kept = [(p, p.clone()) for key, p in parameters.items() if self._options.skips(key) or not p.requires_grad]
         if len(kept) == len(parameters):
@@ -257,7 +259,7 @@ class _Default(_Drawing):
         for parameter in parameters.values():
             self._undo.remember(parameter)
         reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters")  # noqa: B009 - no attribute of Module's
-        with self._randomness.as_global(next(iter(parameters.values())).device):
+        with self._randomness.as_global(("layer", number), next(iter(parameters.values())).device):
             reset()
         for parameter, copy in kept:
             parameter.copy_(copy)

@@ -23,6 +23,8 @@ from goodinit.transforms import is_wrapped
 # Where a part of a parameter lies: offset, then (stride, size) of its axes, each in elements.
 Region = tuple[int, tuple[tuple[int, int], ...]]
 Key = tuple[Any, ...]
+Fill = Callable[[Tensor, object], None]
+"""Writes a weight at a place in the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +38,8 @@ class Weight:
     """Shares memory with ``parameter``; the axes are the operator's."""
     embedded: bool = False
     """Whether an embedding reads the parameter too."""
+    number: int = 0
+    """Of the parameter in the order of registration."""
 
     @property
     def module(self) -> str:
@@ -55,6 +59,12 @@ class Weight:
         """The same for every tensor that is this part of this parameter."""
         return id(self.parameter), self.region
 
+    @property
+    def place(self) -> object:
+        """Tells it from all other weights of the model, the same in every process and in every wrapper around the model."""
+        whole = self.tensor.numel() == self.parameter.numel()
+        return self.number if whole else (self.number, self.region)
+
     def roots(self) -> tuple[Weight, ...]:
         """The parts of parameters that it is made of: itself, unless it is computed from others."""
         return (self,)
@@ -63,9 +73,9 @@ class Weight:
         """Multiply it by a 0-d tensor."""
         self.tensor.detach().mul_(factor)
 
-    def draw_(self, fill: Callable[[Tensor], None]) -> None:
+    def draw_(self, fill: Fill) -> None:
         """Let ``fill`` write it."""
-        fill(self.tensor.detach())
+        fill(self.tensor.detach(), self.place)
 
     def refresh(self) -> None:
         """Bring it up to date with its parameters."""
@@ -73,11 +83,11 @@ class Weight:
     def part(self, tensor: Tensor) -> Weight:
         """The same parameter through ``tensor``, a view of this weight."""
         name = parameter_name(self.name) + region_label(self.parameter, tensor)
-        return Weight(name, self.parameter, tensor, self.embedded)
+        return Weight(name, self.parameter, tensor, self.embedded, self.number)
 
     def at_first(self, axis: int) -> Weight:
         """The weight at the first place of an axis along which it repeats itself."""
-        return Weight(self.name, self.parameter, self.tensor.select(axis, 0), self.embedded)
+        return Weight(self.name, self.parameter, self.tensor.select(axis, 0), self.embedded, self.number)
 
     @cached_property
     def region(self) -> Region:
@@ -99,6 +109,7 @@ class Weights:
         self._model = model
         self._by_id: dict[int, tuple[str, Tensor]] = {}
         self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+        self._numbers: dict[str, int] = {}
         self._strangers: dict[int, Tensor] = {}
         self._rows: dict[int, int] = {}
         self._embedded: set[int] = set()
@@ -109,6 +120,7 @@ class Weights:
 
     def _collect(self) -> None:
         for name, parameter in self._model.named_parameters():  # a shared one once, under its first name
+            self._numbers.setdefault(name, len(self._numbers))
             self._by_id[id(parameter)] = (name, parameter)
             if not isinstance(parameter, UninitializedParameter) and (key := storage_of(parameter)):
                 known = self._by_storage.setdefault(key, [])
@@ -133,7 +145,8 @@ class Weights:
         return None
 
     def _weight(self, name: str, parameter: Tensor, tensor: Tensor) -> Weight:
-        return Weight(name, parameter, tensor, id(parameter) in self._embedded)
+        number = self._numbers[parameter_name(name)]
+        return Weight(name, parameter, tensor, id(parameter) in self._embedded, number)
 
     def read_by_embedding(self, tensor: object) -> None:
         """Note that an embedding looks rows up in this weight."""
