@@ -35,7 +35,7 @@ LARGE = dataclasses.replace(
 )  # fmt: skip
 
 
-LEARNING = dataclasses.replace(SMALL, optimizer="rmsprop", lr=0.002, iterations=60, milestones=(50,))
+LEARNING = dataclasses.replace(SMALL, optimizer="rmsprop", lr=0.002, iterations=120, milestones=(100,))
 
 
 class Stopped(Exception):
