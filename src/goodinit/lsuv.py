@@ -24,9 +24,9 @@ from goodinit.computed import Sources
 from goodinit.errors import GoodinitWarning, ModelError, NonFiniteError, annotate
 from goodinit.intercept import intercept, module_operations
 from goodinit.ledger import Ledger, Outcome
-from goodinit.moments import Moments, moments
-from goodinit.operation import Layout, Operation, Part
+from goodinit.operation import Layout, Operation
 from goodinit.options import Options, PreInit, Targets, check_model
+from goodinit.outputs import scaling_of, statistic
 from goodinit.report import STATUSES, Report
 from goodinit.weights import Covered
 
@@ -161,12 +161,16 @@ class Scaling:
             if not part.z.numel():  # an expert that no token reached
                 self._idle.append(replace(operation, weight=part.weight, cuts=()))
                 continue
+            found = statistic(part)
             if again and part.weight in self._covered:
-                self.ledger.use_again(part.weight, operation.kind, target, _std(part))
+                self.ledger.use_again(part.weight, operation.kind, target, found.std)
             elif left_alone is not None:
-                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(_std(part)))
+                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
             else:
-                self.ledger.enter(part.weight, operation.kind, target, "scaled", _scale_(part, target))
+                factor, outcome = scaling_of(found, part, target)
+                part.weight.scale_(factor)
+                part.z.mul_(factor)
+                self.ledger.enter(part.weight, operation.kind, target, "scaled", outcome)
             self._covered.add(part.weight)
         return z
 
@@ -226,56 +230,6 @@ class Scaling:
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
-
-
-def _scale_(part: Part, target: float) -> Outcome:
-    """Multiply a weight and its output z by the factor that gives the output the target std; by 1 where there is none."""
-    m = moments(part.z)
-    std = m.var.sqrt()
-    alive = std > _smallest_std(part, m, target)
-    if part.bias is None:
-        before, factor, usable = std, target / std, alive
-    else:
-        # The largest root s of s^2 var(z) + 2 s cov(z, b) + var(b) = target^2; NaN or not positive if there is none.
-        cov, var_bias = _bias_moments(part.z, part.bias, m)
-        before = _std_of_sum(m, cov, var_bias)
-        factor = ((cov.square() - m.var * (var_bias - target**2)).sqrt() - cov) / m.var
-        usable = alive & (factor > 0)
-    factor = torch.where(usable, factor, 1.0)
-    part.weight.scale_(factor)
-    part.z.mul_(factor)
-    return Outcome(before, factor, alive=alive, scaled=usable)
-
-
-def _std(part: Part) -> Tensor:
-    """Std of the output z + b over all its elements."""
-    m = moments(part.z)
-    return m.var.sqrt() if part.bias is None else _std_of_sum(m, *_bias_moments(part.z, part.bias, m))
-
-
-def _std_of_sum(m: Moments, cov: Tensor, var_bias: Tensor) -> Tensor:
-    return (m.var + 2 * cov + var_bias).clamp_min(0).sqrt()
-
-
-def _bias_moments(z: Tensor, bias: Tensor, m: Moments) -> tuple[Tensor, Tensor]:
-    """cov(z, b) and var(b) over all elements of the output, b broadcast."""
-    bias = bias.detach().to(m.mean.dtype)
-    centred = (bias - bias.mean()).reshape([1] * (z.dim() - bias.dim()) + list(bias.shape))
-    repeated = [i for i, size in enumerate(centred.shape) if size == 1]
-    z_mean = z.mean(repeated, keepdim=True, dtype=_at_least_float32(z.dtype)).to(m.mean.dtype) if repeated else z
-    product = z_mean.conj() * centred
-    return (product.real if z.is_complex() else product).mean(), centred.abs().square().mean()
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _smallest_std(part: Part, m: Moments, target: float) -> Tensor:
-    """The std under which an output is no signal: a constant's rounding, or too small for a factor in the weight's dtype."""
-    info, largest = torch.finfo(part.z.dtype), torch.finfo(part.weight.tensor.dtype).max ** 0.5
-    rounding = (4 if info.bits >= 32 else 1) * info.eps
-    return (m.mean.abs() * rounding).clamp_min(target / largest)
 
 
 def _warn(report: Report) -> None:

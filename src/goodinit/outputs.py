@@ -1,0 +1,99 @@
+"""An operator's output z + b as numbers, and the factor on its weight that brings its std to a target.
+
+Statistics merge exactly over batches and processes. They stay on their device: none is asked for its value.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from goodinit.ledger import Outcome
+from goodinit.moments import Moments, moments
+from goodinit.operation import Part
+
+
+class Statistic(NamedTuple):
+    """Of an output z + b: number of elements, mean and M2 of z, and where there is a bias b what it adds to the variance."""
+
+    n: Tensor | int
+    mean: Tensor
+    m2: Tensor
+    cov_sum: Tensor | None = None
+    """n times the covariance of z and b over all elements."""
+    var_bias: Tensor | None = None
+
+    @property
+    def var(self) -> Tensor:
+        """Variance of z."""
+        return self.m2 / self.n
+
+    @property
+    def std(self) -> Tensor:
+        """Of the output z + b."""
+        if self.cov_sum is None or self.var_bias is None:
+            return self.var.sqrt()
+        return (self.var + 2 * self.cov_sum / self.n + self.var_bias).clamp_min(0).sqrt()
+
+
+def statistic(part: Part) -> Statistic:
+    """Of one output; with n = 0 and zeros for the output of an expert that no token reached."""
+    m = moments(part.z)
+    if part.bias is None:
+        return Statistic(m.n, m.mean, m.m2)
+    cov, var_bias = _bias_moments(part.z, part.bias, m) if m.n else (m.m2, _bias_variance(part.bias, m))
+    return Statistic(m.n, m.mean, m.m2, cov * m.n, var_bias)
+
+
+def merged(a: Statistic, b: Statistic) -> Statistic:
+    """Of the elements of both (Chan, Golub, LeVeque 1983); not both may be empty. The bias is the same."""
+    n = a.n + b.n
+    away = b.mean - a.mean
+    share = b.n / n
+    m2 = a.m2 + b.m2 + away.abs().square() * a.n * share
+    cov_sum = None if a.cov_sum is None or b.cov_sum is None else a.cov_sum + b.cov_sum
+    return Statistic(n, a.mean + away * share, m2, cov_sum, a.var_bias)
+
+
+def scaling_of(found: Statistic, part: Part, target: float | Tensor) -> tuple[Tensor, Outcome]:
+    """The factor that gives the output the target std, 1 where there is none; and what became of it."""
+    std, var, t = found.var.sqrt(), found.var, target
+    alive = std > _smallest_std(part, found, target)
+    if found.cov_sum is None or found.var_bias is None:
+        before, factor, usable = std, t / std, alive
+    else:
+        # The largest root s of s^2 var(z) + 2 s cov(z, b) + var(b) = target^2; NaN or not positive if there is none.
+        cov = found.cov_sum / found.n
+        before = found.std
+        factor = ((cov.square() - var * (found.var_bias - t**2)).sqrt() - cov) / var
+        usable = alive & (factor > 0)
+    factor = torch.where(usable, factor, 1.0)
+    return factor, Outcome(before, factor, alive=alive, scaled=usable)
+
+
+def _bias_moments(z: Tensor, bias: Tensor, m: Moments) -> tuple[Tensor, Tensor]:
+    """cov(z, b) and var(b) over all elements of the output, b broadcast."""
+    bias = bias.detach().to(m.mean.dtype)
+    centred = (bias - bias.mean()).reshape([1] * (z.dim() - bias.dim()) + list(bias.shape))
+    repeated = [i for i, size in enumerate(centred.shape) if size == 1]
+    z_mean = z.mean(repeated, keepdim=True, dtype=_at_least_float32(z.dtype)).to(m.mean.dtype) if repeated else z
+    product = z_mean.conj() * centred
+    return (product.real if z.is_complex() else product).mean(), _bias_variance(bias, m)
+
+
+def _bias_variance(bias: Tensor, m: Moments) -> Tensor:
+    bias = bias.detach().to(m.mean.dtype)
+    return (bias - bias.mean()).abs().square().mean()
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _smallest_std(part: Part, found: Statistic, target: float | Tensor) -> Tensor:
+    """The std under which an output is no signal: a constant's rounding, or too small for a factor in the weight's dtype."""
+    info, largest = torch.finfo(part.z.dtype), torch.finfo(part.weight.tensor.dtype).max ** 0.5
+    rounding = (4 if info.bits >= 32 else 1) * info.eps
+    return (found.mean.abs() * rounding).clamp_min(target / largest)
