@@ -41,6 +41,10 @@ class Use:
     """The output is of a 16-bit dtype."""
     again: bool
     """Some elements of it were used before, in a part of another shape."""
+    count: int = 0
+    """Number of the output's elements."""
+    mean: complex = 0.0
+    """Of the output."""
 
     @property
     def name(self) -> str:
@@ -166,7 +170,9 @@ class Recorder(TorchDispatchMode):
             label = _indices(w, parameter) if parameter is not None else ""
             again = direct is not None and self._use(direct, w)
             size = y.element_size() // (2 if y.is_complex() else 1)
-            use = Use(names, label, operator, tuple(w.shape), std(y), direct is None, origin.looked_up, size == 2, again)
+            mean = y.to(torch.complex128).mean().item()
+            computed, looked_up = direct is None, origin.looked_up
+            use = Use(names, label, operator, tuple(w.shape), std(y), computed, looked_up, size == 2, again, y.numel(), mean)
             self.uses.append(use)
 
     def _use(self, name: str, w: Tensor) -> bool:

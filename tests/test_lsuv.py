@@ -545,10 +545,10 @@ def test_one_layer_registered_in_reverse_and_named_misleadingly():
     assert all(s == pytest.approx(1, abs=1e-3) for s in first_use_stds(model, lambda m: m(data)).values())
 
 
-def test_signature_is_that_of_the_issue():
+def test_the_signature():
     assert str(inspect.signature(lsuv_)).startswith("(model:")
     assert [p.name for p in inspect.signature(lsuv_).parameters.values()] == [
-        *("model", "data", "target_std", "pre_init", "forward", "skip", "generator", "mode")
+        *("model", "data", "target_std", "pre_init", "forward", "skip", "generator", "mode", "batches", "tol")
     ]
 
 

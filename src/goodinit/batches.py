@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from goodinit.errors import DataError
+from goodinit.errors import DataError, OptionError
 
 Forward = Callable[[Any, Any], Any]
 
@@ -44,53 +47,143 @@ class Call:
 
 
 def first_call(model: nn.Module, data: Any, forward: Forward | None = None) -> Call:
-    """The forward pass on the first batch of ``data``.
+    """The forward pass on the first batch of ``data``: see `Calls`."""
+    return Calls(model, data, forward).first
+
+
+class Calls:
+    """The forward passes on the first ``count`` batches of ``data``, the same ones at every iteration.
 
     - A tensor is the only argument; a tuple the positional, a mapping the keyword arguments.
-    - A DataLoader, a list, or any other iterable gives its first item as the batch. A list of nothing but tensors (what a
+    - A DataLoader, a list, or any other iterable gives its items as batches. A list of nothing but tensors (what a
       DataLoader yields) is a batch itself if the model needs two of them or more.
     - Labels: a batch of a loader may hold more than the model takes. Of a tuple or list as many items are passed as
       ``model.forward`` has positional parameters without a default (one at least; all for ``*args``), of a mapping
       those that it has parameters for. A tuple passed as ``data`` itself is cut only where it would not fit: then likewise.
-    - With ``forward``, ``forward(model, data)`` is called; a DataLoader's first batch is taken, all else is handed on as it is.
+    - With ``forward``, ``forward(model, data)`` is called with each batch of a DataLoader; all else is handed on as it is, or
+      item by item if there are to be several batches.
 
-    Tensors are moved to the model's device. Nothing is changed in dtype.
+    Tensors are moved to the model's device. Nothing is changed in dtype. What loads the batches draws from a stream of random
+    numbers of its own, which begins anew at every iteration; what can be iterated but once is kept.
 
     Raises:
         DataError: there is no batch, nothing in it is a tensor, or it holds NaN or infinity.
+        OptionError: several batches are asked for, and ``data`` is one.
     """
-    device = _device(model)
-    if forward is not None:
-        batch = _to(_first_item(data) if isinstance(data, DataLoader) else data, device)
-        call = Call((batch,), {}, forward=forward)
-    else:
-        call = _direct(model, data, device)
-        if all(type(x).__module__ in ("builtins", "numpy") for x in call.args) and next(call.tensors(), None) is None:
-            raise DataError(
-                f"the batch holds no tensor; got {_describe(data)}. Pass tensors (torch.as_tensor converts arrays), "
-                "or forward=lambda model, data: … for anything else"
+
+    def __init__(self, model: nn.Module, data: Any, forward: Forward | None = None, count: int = 1) -> None:
+        self._count = count
+        self._device = _device(model)
+        self._signature = None if forward is not None else _Signature(model)
+        self._forward = forward
+        self._data = data
+        self._kept: list[Any] | None = [data] if self._is_batch(data) else None
+        if self._kept is not None and count > 1:
+            raise OptionError(
+                f"batches={count} needs a DataLoader or another iterable of batches; got one batch, {_describe(data)}"
             )
-    _refuse_non_finite(call)
-    return call
+        if self._kept is None:
+            _check_iterable(data)
+            self._random = _DataRandomness(data)
+            if isinstance(data, Iterator):
+                with self._random.begin():
+                    self._kept = list(islice(data, count))
+        self.first = next(self._items(1), None) or _refuse_empty(data)
+
+    def _is_batch(self, data: Any) -> bool:
+        """Whether it is a batch, not an iterable of batches."""
+        if self._signature is None:
+            return self._count == 1 and not isinstance(data, DataLoader)
+        several = isinstance(data, list) and all(isinstance(x, Tensor) for x in data)
+        return isinstance(data, (Tensor, tuple, Mapping)) or (several and 2 <= self._signature.required <= len(data))
+
+    def __iter__(self) -> Iterator[Call]:
+        return self._items(self._count)
+
+    def _items(self, count: int) -> Iterator[Call]:
+        if self._kept is not None:
+            batches: Iterator[Any] = iter(self._kept)
+        else:
+            batches = self._random.drawing(self._data)
+        for batch in islice(batches, count):
+            call = self._call(batch, whole=self._data is batch)
+            if self._forward is None and all(type(x).__module__ in ("builtins", "numpy") for x in call.args):
+                _refuse_no_tensor(call, self._data)
+            _refuse_non_finite(call)
+            yield call
+
+    def _call(self, batch: Any, *, whole: bool) -> Call:
+        """``whole``: it is what the caller passed, not an item of it."""
+        batch, signature = _to(batch, self._device), self._signature
+        if signature is None:
+            return Call((batch,), {}, forward=self._forward)
+        if whole and isinstance(batch, Mapping):
+            return Call((), dict(batch))
+        if isinstance(batch, tuple) and whole and signature.fits(len(batch)):
+            return Call(batch, {})
+        if isinstance(batch, (tuple, list)):
+            return signature.positional(tuple(batch))
+        if isinstance(batch, Mapping):
+            return signature.keyword(dict(batch))
+        return Call((batch,), {})
 
 
-def _direct(model: nn.Module, data: Any, device: torch.device | None) -> Call:
-    signature = _Signature(model)
-    if isinstance(data, Tensor):
-        return Call((data.to(device),), {})
-    if isinstance(data, tuple):
-        batch = _to(data, device)
-        return Call(batch, {}) if signature.fits(len(batch)) else signature.positional(batch)
-    if isinstance(data, Mapping):
-        return Call((), dict(_to(data, device)))
-    if isinstance(data, list) and all(isinstance(x, Tensor) for x in data) and 2 <= signature.required <= len(data):
-        return signature.positional(tuple(_to(data, device)))
-    batch = _to(_first_item(data), device)
-    if isinstance(batch, (tuple, list)):
-        return signature.positional(tuple(batch))
-    if isinstance(batch, Mapping):
-        return signature.keyword(dict(batch))
-    return Call((batch,), {})
+class _DataRandomness:
+    """A stream of random numbers for what loads batches, apart from the forward's: the same at every iteration.
+
+    A loader with a generator of its own will shuffle later as if no batch had been taken now.
+    """
+
+    def __init__(self, data: Any) -> None:
+        generator = getattr(data, "generator", None)
+        self._own = generator if isinstance(generator, torch.Generator) else None
+        self._start = self._state()
+
+    def drawing(self, data: Any) -> Iterator[Any]:
+        """The items of ``data``, drawn with this stream."""
+        own = None if self._own is None else self._own.get_state()
+        state, batches = self._start, None
+        try:
+            while True:
+                with self.begin(state) as reached:
+                    batches = iter(data) if batches is None else batches
+                    batch = next(batches, _END)
+                state = reached[0]
+                if batch is _END:
+                    return
+                yield batch
+        finally:
+            if self._own is not None and own is not None:
+                self._own.set_state(own)
+
+    @contextmanager
+    def begin(self, state: Any = None) -> Iterator[list[Any]]:
+        """Draw from the stream inside, from a state of it on; gives the state that is reached."""
+        kept, reached = self._state(), [self._start]
+        self._set(self._start if state is None else state)
+        try:
+            yield reached
+        finally:
+            reached[0] = self._state()
+            self._set(kept)
+
+    def _state(self) -> Any:
+        numpy_random = sys.modules.get("numpy.random")
+        numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
+        own = None if self._own is None else self._own.get_state()
+        return torch.get_rng_state(), random.getstate(), numpy_state, own
+
+    def _set(self, state: Any) -> None:
+        of_torch, of_python, of_numpy, own = state
+        torch.set_rng_state(of_torch)
+        random.setstate(of_python)
+        if of_numpy is not None:
+            sys.modules["numpy.random"].set_state(of_numpy)
+        if self._own is not None and own is not None:
+            self._own.set_state(own)
+
+
+_END = object()
 
 
 class _Signature:
@@ -131,7 +224,7 @@ class _Signature:
         return Call((), taken, tuple(repr(key) for key in batch if key not in taken))
 
 
-def _first_item(data: Any) -> Any:
+def _check_iterable(data: Any) -> None:
     if data is None:
         raise DataError("no data: pass a batch (tensor, tuple, mapping), a DataLoader, or another iterable of batches")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
@@ -143,24 +236,18 @@ def _first_item(data: Any) -> Any:
             f"cannot take a batch from {_describe(data)}; pass a tensor, a tuple, a mapping, a DataLoader, or "
             "forward=lambda model, data: …"
         )
-    with _order_kept(data):
-        for batch in data:
-            return batch
+
+
+def _refuse_empty(data: Any) -> NoReturn:
     raise DataError(f"{_describe(data)} is empty: it yielded no batch")
 
 
-@contextmanager
-def _order_kept(data: Any) -> Iterator[None]:
-    """A loader with a generator of its own will shuffle later as if no batch had been taken now."""
-    generator = getattr(data, "generator", None)
-    if not isinstance(generator, torch.Generator):
-        yield
-        return
-    state = generator.get_state()
-    try:
-        yield
-    finally:
-        generator.set_state(state)
+def _refuse_no_tensor(call: Call, data: Any) -> None:
+    if next(call.tensors(), None) is None:
+        raise DataError(
+            f"the batch holds no tensor; got {_describe(data)}. Pass tensors (torch.as_tensor converts arrays), "
+            "or forward=lambda model, data: … for anything else"
+        )
 
 
 def _refuse_non_finite(call: Call) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -64,6 +63,21 @@ class Ledger:
         if entry.status == "scaled":
             entry.status = "shared"
 
+    def targets(self) -> dict[Key, float]:
+        """Of the weights that were to be scaled and could be; waits for the device."""
+        entries = [entry for entry in self._entries.values() if entry.outcome.scaled is not None]
+        scaled = fetched([entry.outcome.scaled for entry in entries if entry.outcome.scaled is not None])
+        return {entry.weight.key: entry.target for entry, did in zip(entries, scaled, strict=True) if did}
+
+    def factors(self) -> dict[Key, float]:
+        """What weights were multiplied by; waits for the device."""
+        given = {key: entry.outcome.factor for key, entry in self._entries.items() if entry.outcome.factor is not None}
+        return dict(zip(given, fetched(list(given.values())), strict=True))
+
+    def keys(self) -> list[Key]:
+        """In the order of `records`."""
+        return list(self._entries)
+
     def records(self) -> tuple[Record, ...]:
         """All entries as numbers: the one moment at which the device is waited for.
 
@@ -71,7 +85,7 @@ class Ledger:
             NonFiniteError: an operator's output held NaN or infinity.
         """
         entries = list(self._entries.values())
-        numbers = iter(_fetch([t for entry in entries for t in entry.tensors()]))
+        numbers = iter(fetched([t for entry in entries for t in entry.tensors()]))
         rows = [(entry, [next(numbers) for _ in entry.tensors()]) for entry in entries]
         for entry, values in rows:
             if not all(abs(value) < float("inf") for value in values):
@@ -79,7 +93,7 @@ class Ledger:
         return tuple(_record(entry, values) for entry, values in rows)
 
 
-def _fetch(tensors: list[Tensor]) -> Iterator[float]:
+def fetched(tensors: list[Tensor]) -> list[float]:
     """Values of 0-d tensors with one transfer from each device."""
     by_device: dict[torch.device, list[int]] = {}
     for i, tensor in enumerate(tensors):
@@ -89,7 +103,7 @@ def _fetch(tensors: list[Tensor]) -> Iterator[float]:
         wide = torch.float32 if device.type == "mps" else torch.float64
         for i, value in zip(places, torch.stack([tensors[i].to(wide) for i in places]).tolist(), strict=True):
             values[i] = value
-    yield from values
+    return values
 
 
 def _record(entry: _Entry, values: list[float]) -> Record:

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from goodinit import guard
-from goodinit.batches import Call, Forward, first_call
+from goodinit.batches import Call, Calls, Forward
 from goodinit.computed import Sources
-from goodinit.errors import GoodinitWarning, ModelError, NonFiniteError, annotate
-from goodinit.intercept import intercept, module_operations
-from goodinit.ledger import Ledger, Outcome
-from goodinit.operation import Layout, Operation
+from goodinit.errors import GoodinitWarning, ModelError
+from goodinit.intercept import intercept
 from goodinit.options import Options, PreInit, Targets, check_model
-from goodinit.outputs import scaling_of, statistic
-from goodinit.report import STATUSES, Report
-from goodinit.weights import Covered
+from goodinit.progress import progress
+from goodinit.report import STATUSES, Record, Report
+from goodinit.scaling import Scaling
+from goodinit.sweeps import Swept, sweep_
+from goodinit.weights import Key
 
 
 def lsuv_(
@@ -41,6 +41,8 @@ def lsuv_(
     skip: str | Iterable[str] = (),
     generator: torch.Generator | None = None,
     mode: Literal["train", "eval"] = "train",
+    batches: int = 1,
+    tol: float = 0.01,
 ) -> Report:
     """Initialize ``model`` in place so that the output of every linear operator has unit std on ``data``.
 
@@ -68,19 +70,26 @@ def lsuv_(
         mode: ``"train"``: as in training, but without dropout: BatchNorm uses the batch's statistics unless it was
             frozen (in eval mode inside a model in train mode). ``"eval"``: the whole model in eval mode.
 
+        batches: how many batches of ``data`` to pool the std over, exactly, as if they were one: see `goodinit.sweeps`. It takes
+            1 + sweeps * (batches + 1) forward passes at most, one sweep mostly; the report says how far the batches' own stds
+            lie apart, so whether one would have done.
+        tol: of several batches, the largest relative deviation of a std from its target.
+
     Returns:
         A `Report` with one record a weight.
 
     Raises:
         DataError: no batch, or NaN or infinity in it.
         ModelError: not a module, no linear operator reached, weights on the meta device, TorchScript.
-        OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``.
+        OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
+            of data that is one.
         NonFiniteError: NaN or infinity in an operator's output.
         Exception: whatever the model's forward raises, with a note on how far it got.
         Whatever is raised, KeyboardInterrupt included: the model is exactly as before.
 
     Warns:
-        GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large.
+        GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; fewer batches than
+            asked for; sweeps that did not come to an end.
 
     Source:
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422, Algorithm 1.
@@ -92,150 +101,72 @@ def lsuv_(
     """
     start = time.perf_counter()
     check_model(model)
-    options = Options.checked(model, target_std, pre_init, skip, mode)
+    options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
-        call = first_call(model, data, forward)
-        scaling = Scaling(options, undo, randomness)
+        calls = Calls(model, data, forward, batches)
+        scaling = Scaling(options, undo, randomness, prints=batches > 1)
+        swept = Swept(batches=1, converged=True)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
-            with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
-                call(model)
-            scaling.draw_unused(model, seen.weights)
-        records = scaling.ledger.records()
+            weights = _run(model, calls.first, scaling)
+            scaling.draw_unused(model, weights)
+            records = scaling.ledger.records()
+            if batches > 1:
+                swept = sweep_(
+                    model,
+                    calls,
+                    scaling,
+                    partial(_run, model),
+                    lambda goals: Scaling(options, undo, randomness, prints=True, goals=goals),
+                    tol=tol,
+                    watch=lambda batches_: progress(batches_, batches, "goodinit: batches"),
+                )
+                records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
         if all(record.status == "unused" for record in records):
             raise ModelError(
                 f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
-                f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {call})"
+                f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
             )
-        report = Report(records, 1, time.perf_counter() - start, scaling.sampling_seconds, str(call))
-        _warn(report)
+        seconds = time.perf_counter() - start
+        report = Report(
+            records, 1 + swept.passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps
+        )
+        _warn(report, batches, swept)
     return report
 
 
-class Scaling:
-    """Stands in for every operator on a weight: draws the weight, runs the operator, scales weight and output."""
-
-    function = "goodinit.lsuv_"
-    """What the caller called."""
-
-    def __init__(self, options: Options, undo: guard.Undo, randomness: guard.Randomness) -> None:
-        self.ledger = Ledger()
-        self.sampling_seconds = 0.0
-        self._options = options
-        self._undo = undo
-        self._randomness = randomness
-        self._covered = Covered()
-        self._idle: list[Operation] = []
-        self._current: Operation | None = None
-        self._done: list[str] = []
-
-    def __call__(self, operation: Operation) -> Tensor:
-        """The output that the operator would have with its final weight."""
-        self._current = operation
-        if any(0 in shape for shape in operation.data_shapes):  # an expert that no token reached
-            self._idle.append(operation)
-            output = operation.complete(operation.linear_part())
-        elif torch.is_grad_enabled():
-            # The model differentiates inside its forward: its graph must hold the final weight, so a second call makes it.
-            with torch.no_grad():
-                self._run(operation)
-            output = operation.complete(operation.linear_part())
-        else:
-            output = operation.complete(self._run(operation))
-        self._done.append(operation.kind)
-        self._current = None
-        return output
-
-    def _run(self, operation: Operation) -> Tensor:
-        """The output z with the final weight: measured, and at the weight's first use scaled."""
-        weight = operation.weight
-        again = weight in self._covered
-        left_alone = self._options.left_alone(weight) or (None if again else weight.obstacle)
-        if again:
-            weight.refresh()
-        elif left_alone is None:
-            self._draw(operation)
-        z = operation.linear_part()
-        for part in operation.parts(z):
-            target = self._options.target(part.weight.name)
-            if not part.z.numel():  # an expert that no token reached
-                self._idle.append(replace(operation, weight=part.weight, cuts=()))
-                continue
-            found = statistic(part)
-            if again and part.weight in self._covered:
-                self.ledger.use_again(part.weight, operation.kind, target, found.std)
-            elif left_alone is not None:
-                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
-            else:
-                factor, outcome = scaling_of(found, part, target)
-                part.weight.scale_(factor)
-                part.z.mul_(factor)
-                self.ledger.enter(part.weight, operation.kind, target, "scaled", outcome)
-            self._covered.add(part.weight)
-        return z
-
-    def _draw(self, operation: Operation) -> None:
-        """Fill the weight and zero the bias, as ``pre_init`` says."""
-        for root in operation.weight.roots():
-            self._undo.remember(root.parameter)
-        pre_init = self._options.pre_init
-        if pre_init is None:
-            return
-        start = time.perf_counter()
-        operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
-        self.sampling_seconds += time.perf_counter() - start
-        bias = operation.bias_weight
-        if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
-            for root in bias.roots():
-                self._undo.remember(root.parameter)
-                operation.zero_bias_(root.tensor.detach())
-            bias.refresh()
-            operation.bias = None  # saves adding it
-
-    def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
-        if callable(pre_init):
-            with self._randomness.as_global(place, weight.device):
-                for matrix in layout.matrices(weight):
-                    pre_init(matrix)
-        else:
-            layout.draw_(weight, self._randomness.generator(place, weight.device))
-
-    def prepare(self, operation: Operation, status: str) -> None:
-        """A weight whose operator's output says nothing of its scale: drawn, not scaled."""
-        weight = operation.weight
-        if weight in self._covered:
-            return
-        left_alone = self._options.left_alone(weight) or weight.obstacle
-        if left_alone is None and status != "unsupported":
-            self._draw(operation)
-        self._covered.add(weight)
-        self.ledger.enter(weight, operation.kind, self._options.target(weight.name), left_alone or status, Outcome())
-
-    def draw_unused(self, model: nn.Module, weights: Sources) -> None:
-        """Weights that the forward did not use: drawn, not scaled."""
-        touched = weights.touched()
-        for operation in (*self._idle, *module_operations(model, weights)):
-            self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
-
-    @contextmanager
-    def explained(self, call: Call) -> Iterator[None]:
-        """Say of an exception of the model's how far its forward got, and whether NaN led to it."""
-        try:
-            yield
-        except Exception as error:
-            try:
-                self.ledger.records()
-            except NonFiniteError as non_finite:
-                raise non_finite from error
-            at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
-            annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
-            raise
+def _run(model: nn.Module, call: Call, scaling: Scaling) -> Sources:
+    """One forward pass, in which weights are scaled; returns what is known of the model's weights."""
+    with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
+        call(model)
+    weights: Sources = seen.weights
+    return weights
 
 
-def _warn(report: Report) -> None:
-    """One warning for all weights that should be at their target and are not."""
+def _pooled(record: Record, swept: Swept, key: Key) -> Record:
+    """A record with what sweeps added to it."""
+    if key not in swept.stds:
+        return record
+    std, factor = swept.stds[key], record.factor * swept.factors[key]
+    return replace(record, std_after=std, factor=factor, uses=(std, *record.uses[1:]), spread=swept.spreads[key])
+
+
+def _warn(report: Report, batches: int, swept: Swept) -> None:
+    """Warnings for all weights that should be at their target and are not, and for batches that were not there."""
     failed = [record for record in report if not record.ok]
     if failed:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
         warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
+    if swept.sweeps and swept.batches < batches:
+        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {swept.batches}", GoodinitWarning, stacklevel=3)
+    if not swept.converged:
+        stds = {r.name: (r.std_after, r.target) for r in report if r.spread is not None and r.std_after is not None}
+        worst = max(stds, key=lambda name: abs(stds[name][0] / stds[name][1] - 1))
+        std, target = stds[worst]
+        warnings.warn(
+            f"lsuv_: after {swept.sweeps} sweeps {worst!r} has the std {std:.4g} over all batches, its target is {target:.4g}; a "
+            "larger tol, or larger batches, would do",
+            GoodinitWarning,
+            stacklevel=3,
+        )

@@ -26,16 +26,28 @@ class Options:
 
     @classmethod
     def checked(
-        cls, model: nn.Module, target_std: Targets, pre_init: PreInit, skip: str | Iterable[str], mode: str = "train"
+        cls,
+        model: nn.Module,
+        target_std: Targets,
+        pre_init: PreInit,
+        skip: str | Iterable[str],
+        mode: str = "train",
+        *,
+        batches: int = 1,
+        tol: float = 0.01,
     ) -> Options:
         """Options that can be meant.
 
         Raises:
             OptionError: a target that is not a positive number, an unknown ``pre_init`` or ``mode``, a pattern without
-                a match.
+                a match, a number of batches or a tolerance that cannot be meant.
         """
         if mode not in ("train", "eval"):
             raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
+            raise OptionError(f"batches must be 1 or more; got {batches!r}")
+        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+            raise OptionError(f"tol must be between 0 and 1; got {tol!r}")
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
         for value in targets.values():

@@ -14,6 +14,8 @@ from goodinit.ledger import Outcome
 from goodinit.moments import Moments, moments
 from goodinit.operation import Part
 
+_PRINTED = 1024
+
 
 class Statistic(NamedTuple):
     """Of an output z + b: number of elements, mean and M2 of z, and where there is a bias b what it adds to the variance."""
@@ -71,6 +73,18 @@ def scaling_of(found: Statistic, part: Part, target: float | Tensor) -> tuple[Te
         usable = alive & (factor > 0)
     factor = torch.where(usable, factor, 1.0)
     return factor, Outcome(before, factor, alive=alive, scaled=usable)
+
+
+def fingerprint(z: Tensor) -> Tensor:
+    """A few elements of an output, made a unit vector: it stays as it is where the output changes in nothing but scale."""
+    some = z.detach()
+    while some.dim() > 1 and some[0].numel() >= _PRINTED:
+        some = some[0]
+    rows = some[: _PRINTED // max(1, some[:1].numel()) + 1] if some.dim() else some
+    flat = rows.reshape(-1)[:_PRINTED]
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))
+    size: Tensor = torch.linalg.vector_norm(flat)
+    return flat / size.clamp_min(torch.finfo(flat.dtype).tiny)
 
 
 def _bias_moments(z: Tensor, bias: Tensor, m: Moments) -> tuple[Tensor, Tensor]:

@@ -47,11 +47,13 @@ class Record:
     None if it was not used."""
     std_after: float | None
     """Std of the output at the weight's first use with the weight as it is left, by the measurement of the pass:
-    |factor| * std_before where there is no bias."""
+    |factor| * std_before where there is no bias. Of several batches the std over all of them."""
     factor: float
     """What the drawn weight was multiplied by."""
     uses: tuple[float, ...] = ()
     """Std of the output at every use, in order; more than one for a shared weight."""
+    spread: float | None = None
+    """Of several batches: standard deviation of the std from batch to batch, as a share of the std over all of them."""
 
     @property
     def ok(self) -> bool:
@@ -72,6 +74,10 @@ class Report:
     """The part of it spent in drawing orthonormal matrices. On a GPU, where work is queued, the time to queue it."""
     batch: str = ""
     """What the model was given."""
+    batches: int = 1
+    """Over how many batches the stds were pooled."""
+    sweeps: int = 0
+    """How often all of them were measured."""
 
     @property
     def ok(self) -> bool:
@@ -124,7 +130,12 @@ class Report:
         by_status = ", ".join(f"{counts[s]} {s}" for s in STATUSES if counts[s])
         passes = f"{self.forward_passes} forward pass{'' if self.forward_passes == 1 else 'es'}"
         times = f"{self.seconds:.2f} s, {self.sampling_seconds:.2f} s of it drawing matrices"
-        return f"{len(self)} weight{'' if len(self) == 1 else 's'} ({by_status}); {passes}, {times}"
+        line = f"{len(self)} weight{'' if len(self) == 1 else 's'} ({by_status}); {passes}, {times}"
+        spreads = [record.spread for record in self.records if record.spread is not None]
+        if not spreads:
+            return line
+        swept = f"{self.batches} batches pooled in {self.sweeps} sweep{'' if self.sweeps == 1 else 's'}"
+        return f"{line}; {swept}, stds of single batches {max(spreads):.1%} apart at most"
 
     def show(self) -> None:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""

@@ -18,11 +18,12 @@ from goodinit.batches import Forward, first_call
 from goodinit.computed import Sources
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.intercept import intercept, layers, module_operations
-from goodinit.lsuv import Scaling, lsuv_
+from goodinit.lsuv import lsuv_
 from goodinit.operation import Layout, Operation
 from goodinit.options import Options, check_model
 from goodinit.orthonormal import orthonormal_
 from goodinit.report import Report
+from goodinit.scaling import Scaling
 
 Scheme = Literal[
     "default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", "lsuv", "lsuv-gaussian", "random-walk"

@@ -1,0 +1,162 @@
+"""Standing in for every operator on a weight: draw the weight, run the operator, scale the weight and its output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from goodinit import guard
+from goodinit.batches import Call
+from goodinit.computed import Sources
+from goodinit.errors import NonFiniteError, annotate
+from goodinit.intercept import module_operations
+from goodinit.ledger import Ledger, Outcome
+from goodinit.operation import Layout, Operation
+from goodinit.options import Options, PreInit
+from goodinit.outputs import fingerprint, scaling_of, statistic
+from goodinit.weights import Covered, Key
+
+
+class Scaling:
+    """Stands in for every operator on a weight: draws the weight, runs the operator, scales weight and output."""
+
+    function = "goodinit.lsuv_"
+    """What the caller called."""
+
+    def __init__(
+        self,
+        options: Options,
+        undo: guard.Undo,
+        randomness: guard.Randomness,
+        *,
+        prints: bool = False,
+        goals: Mapping[Key, Tensor] | None = None,
+    ) -> None:
+        """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
+        nothing is drawn any more.
+        """
+        self.ledger = Ledger()
+        self.sampling_seconds = 0.0
+        self.prints: dict[Key, Tensor] = {}
+        """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
+        self._prints_wanted = prints
+        self._goals = goals
+        self._options = options
+        self._undo = undo
+        self._randomness = randomness
+        self._covered = Covered()
+        self._idle: list[Operation] = []
+        self._current: Operation | None = None
+        self._done: list[str] = []
+
+    def __call__(self, operation: Operation) -> Tensor:
+        """The output that the operator would have with its final weight."""
+        self._current = operation
+        if any(0 in shape for shape in operation.data_shapes):  # an expert that no token reached
+            self._idle.append(operation)
+            output = operation.complete(operation.linear_part())
+        elif torch.is_grad_enabled():
+            # The model differentiates inside its forward: its graph must hold the final weight, so a second call makes it.
+            with torch.no_grad():
+                self._run(operation)
+            output = operation.complete(operation.linear_part())
+        else:
+            output = operation.complete(self._run(operation))
+        self._done.append(operation.kind)
+        self._current = None
+        return output
+
+    def _run(self, operation: Operation) -> Tensor:
+        """The output z with the final weight: measured, and at the weight's first use scaled."""
+        weight = operation.weight
+        again = weight in self._covered
+        left_alone = self._options.left_alone(weight) or (None if again else weight.obstacle)
+        if again:
+            weight.refresh()
+        elif left_alone is None:
+            self._draw(operation)
+        z = operation.linear_part()
+        for part in operation.parts(z):
+            target = self._options.target(part.weight.name)
+            if not part.z.numel():  # an expert that no token reached
+                self._idle.append(replace(operation, weight=part.weight, cuts=()))
+                continue
+            found = statistic(part)
+            if again and part.weight in self._covered:
+                self.ledger.use_again(part.weight, operation.kind, target, found.std)
+            elif left_alone is not None:
+                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
+            elif self._goals is not None and part.weight.key not in self._goals:
+                self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(found.std))
+            else:
+                goal = target if self._goals is None else self._goals[part.weight.key]
+                factor, outcome = scaling_of(found, part, goal)
+                part.weight.scale_(factor)
+                part.z.mul_(factor)
+                self.ledger.enter(part.weight, operation.kind, target, "scaled", outcome)
+                if self._prints_wanted:
+                    self.prints[part.weight.key] = fingerprint(part.z)
+            self._covered.add(part.weight)
+        return z
+
+    def _draw(self, operation: Operation) -> None:
+        """Fill the weight and zero the bias, as ``pre_init`` says."""
+        for root in operation.weight.roots():
+            self._undo.remember(root.parameter)
+        pre_init = self._options.pre_init
+        if pre_init is None or self._goals is not None:
+            return
+        start = time.perf_counter()
+        operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
+        self.sampling_seconds += time.perf_counter() - start
+        bias = operation.bias_weight
+        if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
+            for root in bias.roots():
+                self._undo.remember(root.parameter)
+                operation.zero_bias_(root.tensor.detach())
+            bias.refresh()
+            operation.bias = None  # saves adding it
+
+    def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
+        if callable(pre_init):
+            with self._randomness.as_global(place, weight.device):
+                for matrix in layout.matrices(weight):
+                    pre_init(matrix)
+        else:
+            layout.draw_(weight, self._randomness.generator(place, weight.device))
+
+    def prepare(self, operation: Operation, status: str) -> None:
+        """A weight whose operator's output says nothing of its scale: drawn, not scaled."""
+        weight = operation.weight
+        if weight in self._covered:
+            return
+        left_alone = self._options.left_alone(weight) or weight.obstacle
+        if left_alone is None and status != "unsupported":
+            self._draw(operation)
+        self._covered.add(weight)
+        self.ledger.enter(weight, operation.kind, self._options.target(weight.name), left_alone or status, Outcome())
+
+    def draw_unused(self, model: nn.Module, weights: Sources) -> None:
+        """Weights that the forward did not use: drawn, not scaled."""
+        touched = weights.touched()
+        for operation in (*self._idle, *module_operations(model, weights)):
+            self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
+
+    @contextmanager
+    def explained(self, call: Call) -> Iterator[None]:
+        """Say of an exception of the model's how far its forward got, and whether NaN led to it."""
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.ledger.records()
+            except NonFiniteError as non_finite:
+                raise non_finite from error
+            at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
+            annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
+            raise
