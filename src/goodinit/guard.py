@@ -64,6 +64,7 @@ class Randomness:
     def __init__(self, generator: torch.Generator | None) -> None:
         self._given = generator
         self._own = torch.Generator()
+        self._noise: dict[torch.device, int] = {}
         self._seeds: Seeds | None = None
 
     def generator(self, place: object, device: torch.device) -> torch.Generator:
@@ -84,6 +85,11 @@ class Randomness:
         finally:
             current.set_state(kept)
 
+    def begin_forward(self, batch: int = 0) -> None:
+        """Give the forward on a batch its noise: independent of the matrices, from the same state, the same each time."""
+        for device, seed in self._noise.items():
+            _global(device).manual_seed((seed + batch) ^ 1)
+
     @contextmanager
     def preserved(self, model: nn.Module) -> Iterator[None]:
         """Isolate what runs inside: its seed follows from the generators' state, and it leaves no trace in them."""
@@ -92,11 +98,9 @@ class Randomness:
         given = None if self._given is None else self._given.get_state()
         python, numpy_random = random.getstate(), sys.modules.get("numpy.random")
         numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
-        noise = {device: int(torch.randint(2**62, (), generator=_copy(_global(device)), device=device)) for device in devices}
+        self._noise = {device: _seed_of(_global(device), device) for device in devices}
         self._own = _copy(torch.default_generator)
-        for device, seed in noise.items():
-            # The forward's own stream: its noise is independent of the matrices, and follows from the same state.
-            _global(device).manual_seed(seed ^ 1)
+        self.begin_forward()
         try:
             yield
         except BaseException:
@@ -111,6 +115,11 @@ class Randomness:
             random.setstate(python)
             if numpy_random is not None:
                 numpy_random.set_state(numpy_state)
+
+
+def _seed_of(generator: torch.Generator, device: torch.device) -> int:
+    """Follows from the state of a generator, which stays as it is."""
+    return int(torch.randint(2**62, (), generator=_copy(generator), device=device))
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:

@@ -119,6 +119,7 @@ def lsuv_(
                     partial(_run, model),
                     lambda goals: Scaling(options, undo, randomness, prints=True, goals=goals),
                     tol=tol,
+                    begin=randomness.begin_forward,
                     watch=lambda batches_: progress(batches_, batches, "goodinit: batches"),
                 )
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))

@@ -54,6 +54,7 @@ def sweep_(
     again: Callable[[Mapping[Key, Tensor]], Scaling],
     *,
     tol: float,
+    begin: Callable[[int], None] = lambda _batch: None,
     watch: Watch = iter,
 ) -> Swept:
     """Scale the weights until every output's std over all batches is within ``tol`` of its target.
@@ -65,13 +66,14 @@ def sweep_(
         run: runs the model once, with something standing in for its operators.
         again: makes what scales to other stds.
         tol: largest relative deviation from the target.
+        begin: called with the number of a batch before the forward on it.
         watch: sees the batches of every sweep pass.
     """
     targets = first.ledger.targets()
-    swept = Swept(factors=dict.fromkeys(targets, 1.0))
+    swept = Swept(factors=dict.fromkeys(targets, 1.0), converged=not targets)
     prints = first.prints
-    while targets and not swept.converged and swept.sweeps < MOST_SWEEPS:
-        pooled = _measure(model, calls, targets, watch)
+    while not swept.converged and swept.sweeps < MOST_SWEEPS:
+        pooled = _measure(model, calls, targets, begin, watch)
         stds, ratios, swept.spreads = _fetch(pooled)
         swept.batches = max(len(found.stds) for found in pooled.values())
         swept.sweeps += 1
@@ -82,6 +84,7 @@ def sweep_(
             break
         goals = {key: torch.full_like(pooled[key].of_first.std, targets[key] / ratios[key]) for key in stds}
         scaling = again(goals)
+        begin(0)
         run(calls.first, scaling)
         swept.passes += 1
         for key, factor in scaling.ledger.factors().items():
@@ -99,8 +102,9 @@ def _error(before: Mapping[Key, Tensor], after: Mapping[Key, Tensor], ratios: Ma
     what the batches differ in, can then have changed by about that share of this difference.
     """
     shared = [key for key in before if key in after]
-    changes = fetched([torch.linalg.vector_norm(after[key] - before[key]) for key in shared])
-    return 2 * max(changes, default=0.0) * max((abs(r - 1) for r in ratios.values()), default=0.0)
+    changes = [1.0 for key in shared if before[key].shape != after[key].shape]  # other tokens reached an expert
+    alike = [torch.linalg.vector_norm(after[key] - before[key]) for key in shared if before[key].shape == after[key].shape]
+    return 2 * max([*changes, *fetched(alike)], default=0.0) * max((abs(r - 1) for r in ratios.values()), default=0.0)
 
 
 @dataclass
@@ -112,10 +116,13 @@ class Pooled:
     stds: list[Tensor]
 
 
-def _measure(model: nn.Module, calls: Calls, keys: Mapping[Key, float], watch: Watch) -> dict[Key, Pooled]:
+def _measure(
+    model: nn.Module, calls: Calls, keys: Mapping[Key, float], begin: Callable[[int], None], watch: Watch
+) -> dict[Key, Pooled]:
     """One forward a batch; nothing is scaled."""
     pooled: dict[Key, Pooled] = {}
-    for call in watch(iter(calls)):
+    for i, call in enumerate(watch(iter(calls))):
+        begin(i)
         measuring = Measuring(keys)
         with intercept(model, measuring):
             call(model)
