@@ -24,6 +24,8 @@ class Outcome:
     """Bool: the output is neither constant nor zero."""
     scaled: Tensor | None = None
     """Bool: a factor brings the output, with its bias, to the target."""
+    seen: Tensor | None = None
+    """Bool: there was an output in some process; None where there was in this one."""
 
 
 @dataclass
@@ -37,7 +39,7 @@ class _Entry:
 
     def tensors(self) -> list[Tensor]:
         o = self.outcome
-        return [t for t in (o.std_before, o.factor, o.alive, o.scaled) if t is not None] + self.later_uses
+        return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen) if t is not None] + self.later_uses
 
 
 class Ledger:
@@ -73,6 +75,10 @@ class Ledger:
         """What weights were multiplied by; waits for the device."""
         given = {key: entry.outcome.factor for key, entry in self._entries.items() if entry.outcome.factor is not None}
         return dict(zip(given, fetched(list(given.values())), strict=True))
+
+    def place(self, key: Key) -> object:
+        """Of a weight in the model."""
+        return self._entries[key].weight.place
 
     def keys(self) -> list[Key]:
         """In the order of `records`."""
@@ -114,6 +120,10 @@ def _record(entry: _Entry, values: list[float]) -> Record:
     later = values[1:]
     if entry.outcome.factor is not None:
         factor, alive, scaled, *later = later
+        if entry.outcome.seen is not None:
+            seen, *later = later
+            if not seen:
+                return Record(entry.weight.name, entry.operator, shape, "unused", entry.target, None, None, 1.0)
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
     return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later))

@@ -18,16 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard
+from goodinit import guard, sharded
 from goodinit.batches import Call, Calls, Forward
-from goodinit.computed import Sources
 from goodinit.errors import GoodinitWarning, ModelError
 from goodinit.intercept import intercept
 from goodinit.options import Options, PreInit, Targets, check_model
 from goodinit.progress import progress
+from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
 from goodinit.scaling import Scaling
-from goodinit.sweeps import Swept, sweep_
+from goodinit.sweeps import Sweeper, Swept
 from goodinit.weights import Key
 
 
@@ -43,6 +43,7 @@ def lsuv_(
     mode: Literal["train", "eval"] = "train",
     batches: int = 1,
     tol: float = 0.01,
+    distributed: bool = True,
 ) -> Report:
     """Initialize ``model`` in place so that the output of every linear operator has unit std on ``data``.
 
@@ -74,6 +75,9 @@ def lsuv_(
             1 + sweeps * (batches + 1) forward passes at most, one sweep mostly; the report says how far the batches' own stds
             lie apart, so whether one would have done.
         tol: of several batches, the largest relative deviation of a std from its target.
+        distributed: where torch.distributed is initialized, whether all processes initialize the model together, each with data
+            of its own: they end with the weights that one process would have from all the data, see `goodinit.ranks`. False:
+            this process by itself.
 
     Returns:
         A `Report` with one record a weight.
@@ -84,6 +88,7 @@ def lsuv_(
         OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
             of data that is one.
         NonFiniteError: NaN or infinity in an operator's output.
+        RankError: another process failed, died, or has another model.
         Exception: whatever the model's forward raises, with a note on how far it got.
         Whatever is raised, KeyboardInterrupt included: the model is exactly as before.
 
@@ -103,25 +108,35 @@ def lsuv_(
     check_model(model)
     options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
     undo, randomness = guard.Undo(), guard.Randomness(generator)
+    ranks = Ranks(model, distributed=distributed)
+    ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
-        calls = Calls(model, data, forward, batches)
-        scaling = Scaling(options, undo, randomness, prints=batches > 1)
+        with ranks.together():
+            calls = Calls(model, data, forward, batches)
         swept = Swept(batches=1, converged=True)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
-            weights = _run(model, calls.first, scaling)
-            scaling.draw_unused(model, weights)
+            make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1)
+            scaling = make()
+            try:
+                _run(model, ranks, calls.first, scaling)
+            except MismatchError:  # a pass in which the processes were not at the same operators
+                undo.restore()
+                ranks.careful, scaling = True, make()
+                _run(model, ranks, calls.first, scaling)
+            scaling.draw_unused(model)
             records = scaling.ledger.records()
             if batches > 1:
-                swept = sweep_(
-                    model,
-                    calls,
-                    scaling,
-                    partial(_run, model),
-                    lambda goals: Scaling(options, undo, randomness, prints=True, goals=goals),
-                    tol=tol,
-                    begin=randomness.begin_forward,
-                    watch=lambda batches_: progress(batches_, batches, "goodinit: batches"),
-                )
+                with ranks.together():
+                    swept = Sweeper(
+                        model,
+                        calls,
+                        ranks,
+                        run=partial(_run, model, ranks),
+                        again=lambda goals: make(goals=goals),
+                        tol=tol,
+                        begin=randomness.begin_forward,
+                        watch=lambda calls_: progress(calls_, batches, "goodinit: batches"),
+                    ).sweep_(scaling)
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
         if all(record.status == "unused" for record in records):
             raise ModelError(
@@ -136,12 +151,21 @@ def lsuv_(
     return report
 
 
-def _run(model: nn.Module, call: Call, scaling: Scaling) -> Sources:
-    """One forward pass, in which weights are scaled; returns what is known of the model's weights."""
-    with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
-        call(model)
-    weights: Sources = seen.weights
-    return weights
+def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling) -> None:
+    """One forward pass, in which weights are scaled: with all other processes, whatever becomes of it in this one."""
+    sharded.reshard(model)
+    ranks.begin()
+    failure: BaseException | None = None
+    try:
+        with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
+            scaling.weights = seen.weights
+            call(model)
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        sharded.reshard(model)
+        ranks.end(failure, scaling.adopt)
 
 
 def _pooled(record: Record, swept: Swept, key: Key) -> Record:

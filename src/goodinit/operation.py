@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from goodinit import sharded
+from goodinit.errors import ModelError
 from goodinit.orthonormal import orthonormal_
-from goodinit.weights import Weight
+from goodinit.weights import Weight, Weights
 
 
 class Layout(NamedTuple):
@@ -64,12 +66,22 @@ class Cut(NamedTuple):
     """Of the parts along the output's axis where they differ; what lies behind them belongs to none."""
 
 
+class Description(NamedTuple):
+    """An operator's weight as another process can find it: see `described`."""
+
+    place: tuple[int, int]
+    """Sorts as the parameters are registered, and their parts in their order."""
+    content: Any
+
+
 class Part(NamedTuple):
     """Weight, output without bias, and bias of one of the matrices that are scaled apart."""
 
     weight: Weight
     z: Tensor
     bias: Tensor | None
+    whole_bias: Tensor | None = None
+    """Of a bias of which this process holds a part."""
 
 
 @dataclass
@@ -117,6 +129,9 @@ class Operation:
 
     def parts(self, z: Tensor) -> list[Part]:
         """The weight, its output z and its bias in the parts that are scaled apart, as views; mostly one."""
+        if sharded.is_sharded(z):
+            whole = None if self.bias is None else sharded.whole(self.bias)
+            return [Part(self.weight, sharded.local(z), None if self.bias is None else sharded.local(self.bias), whole)]
         if not self.cuts or not self.weight.divisible:
             return [Part(self.weight, z, self.bias)]
         pieces = [(self.weight.tensor, z, self.bias)]
@@ -147,3 +162,56 @@ def _split(w: Tensor, z: Tensor, bias: Tensor | None, cut: Cut) -> list[tuple[Te
     else:
         zs = z.split([*cut.sizes, z.shape[cut.output_axis] - sum(cut.sizes)], cut.output_axis)[: cut.parts]
     return list(zip(ws, zs, biases, strict=True))
+
+
+# An operator's weight, as another process can find it.
+
+
+def described(operation: Operation, part: Part) -> Description:
+    """The weight of an operator, and the part of it that is scaled.
+
+    Raises:
+        ModelError: the weight is computed from parameters.
+    """
+    weight, bias = operation.weight, operation.bias_weight
+    if not weight.divisible:
+        raise ModelError(
+            f"{weight.name!r} is computed from parameters, and not all processes use it: give each of them data that does, or "
+            "initialize before the weight is parametrized"
+        )
+    own = _where(part.weight)
+    bias_place = None if bias is None or not bias.divisible else _where(bias)
+    content = (operation.kind, _where(weight), operation.layout, bias_place, operation.kept_gate, own, part.z.dtype)
+    return Description((own[0], own[3]), content)
+
+
+def rebuilt(content: Any, weights: Weights) -> tuple[Operation, Part]:
+    """The same weight in this process's model, without data."""
+    kind, place, layout, bias_place, kept_gate, own, dtype = content
+    weight = _found(place, weights)
+    bias = None if bias_place is None else _found(bias_place, weights)
+    operation = Operation(kind, weight, layout, _no_data, bias_weight=bias, kept_gate=kept_gate)
+    part = _found(own, weights)
+    return operation, Part(part, torch.empty(0, dtype=dtype, device=part.tensor.device), None)
+
+
+def _where(weight: Weight) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+    """Number of the parameter; shape, strides and offset in it."""
+    tensor = weight.tensor
+    return (
+        weight.number,
+        tuple(tensor.shape),
+        tuple(tensor.stride()),
+        int(tensor.storage_offset() - weight.parameter.storage_offset()),
+    )
+
+
+def _found(place: tuple[int, tuple[int, ...], tuple[int, ...], int], weights: Weights) -> Weight:
+    number, shape, stride, offset = place
+    whole = weights.numbered(number)
+    tensor = whole.tensor.detach().as_strided(shape, stride, offset + int(whole.tensor.storage_offset()))
+    return whole.part(tensor)
+
+
+def _no_data() -> Tensor:
+    raise AssertionError("an operation of another process has no data here")

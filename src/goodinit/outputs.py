@@ -26,6 +26,8 @@ class Statistic(NamedTuple):
     cov_sum: Tensor | None = None
     """n times the covariance of z and b over all elements."""
     var_bias: Tensor | None = None
+    seen: Tensor | None = None
+    """Bool: whether there was any output in any process; None where there was for certain."""
 
     @property
     def var(self) -> Tensor:
@@ -45,7 +47,9 @@ def statistic(part: Part) -> Statistic:
     m = moments(part.z)
     if part.bias is None:
         return Statistic(m.n, m.mean, m.m2)
-    cov, var_bias = _bias_moments(part.z, part.bias, m) if m.n else (m.m2, _bias_variance(part.bias, m))
+    whole = part.bias if part.whole_bias is None else part.whole_bias
+    var_bias = _centred(whole, whole, m).abs().square().mean()
+    cov = _covariance(part.z, _centred(part.bias, whole, m), m) if m.n else m.m2
     return Statistic(m.n, m.mean, m.m2, cov * m.n, var_bias)
 
 
@@ -72,7 +76,7 @@ def scaling_of(found: Statistic, part: Part, target: float | Tensor) -> tuple[Te
         factor = ((cov.square() - var * (found.var_bias - t**2)).sqrt() - cov) / var
         usable = alive & (factor > 0)
     factor = torch.where(usable, factor, 1.0)
-    return factor, Outcome(before, factor, alive=alive, scaled=usable)
+    return factor, Outcome(before, factor, alive=alive, scaled=usable, seen=found.seen)
 
 
 def fingerprint(z: Tensor) -> Tensor:
@@ -87,19 +91,18 @@ def fingerprint(z: Tensor) -> Tensor:
     return flat / size.clamp_min(torch.finfo(flat.dtype).tiny)
 
 
-def _bias_moments(z: Tensor, bias: Tensor, m: Moments) -> tuple[Tensor, Tensor]:
-    """cov(z, b) and var(b) over all elements of the output, b broadcast."""
-    bias = bias.detach().to(m.mean.dtype)
-    centred = (bias - bias.mean()).reshape([1] * (z.dim() - bias.dim()) + list(bias.shape))
+def _centred(bias: Tensor, whole: Tensor, m: Moments) -> Tensor:
+    """A bias, or a part of one, less the mean of the whole."""
+    return bias.detach().to(m.mean.dtype) - whole.detach().to(m.mean.dtype).mean()
+
+
+def _covariance(z: Tensor, centred: Tensor, m: Moments) -> Tensor:
+    """cov(z, b) over all elements of the output, b broadcast."""
+    centred = centred.reshape([1] * (z.dim() - centred.dim()) + list(centred.shape))
     repeated = [i for i, size in enumerate(centred.shape) if size == 1]
     z_mean = z.mean(repeated, keepdim=True, dtype=_at_least_float32(z.dtype)).to(m.mean.dtype) if repeated else z
     product = z_mean.conj() * centred
-    return (product.real if z.is_complex() else product).mean(), _bias_variance(bias, m)
-
-
-def _bias_variance(bias: Tensor, m: Moments) -> Tensor:
-    bias = bias.detach().to(m.mean.dtype)
-    return (bias - bias.mean()).abs().square().mean()
+    return (product.real if z.is_complex() else product).mean()
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -6,19 +6,22 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from goodinit import guard
+from goodinit import guard, sharded
 from goodinit.batches import Call
 from goodinit.computed import Sources
 from goodinit.errors import NonFiniteError, annotate
 from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
-from goodinit.operation import Layout, Operation
+from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
-from goodinit.outputs import fingerprint, scaling_of, statistic
+from goodinit.outputs import Statistic, fingerprint, scaling_of, statistic
+from goodinit.ranks import Ranks
 from goodinit.weights import Covered, Key
 
 
@@ -33,9 +36,10 @@ class Scaling:
         options: Options,
         undo: guard.Undo,
         randomness: guard.Randomness,
+        ranks: Ranks,
         *,
         prints: bool = False,
-        goals: Mapping[Key, Tensor] | None = None,
+        goals: Mapping[Key, float] | None = None,
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
         nothing is drawn any more.
@@ -46,6 +50,10 @@ class Scaling:
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
         self._prints_wanted = prints
         self._goals = goals
+        self.weights: Sources | None = None
+        """Of the model, once a pass has begun."""
+        self._ranks = ranks
+        self._drawn: set[Key] = set()
         self._options = options
         self._undo = undo
         self._randomness = randomness
@@ -57,7 +65,7 @@ class Scaling:
     def __call__(self, operation: Operation) -> Tensor:
         """The output that the operator would have with its final weight."""
         self._current = operation
-        if any(0 in shape for shape in operation.data_shapes):  # an expert that no token reached
+        if self._ranks.size == 1 and any(0 in shape for shape in operation.data_shapes):  # an expert that no token reached
             self._idle.append(operation)
             output = operation.complete(operation.linear_part())
         elif torch.is_grad_enabled():
@@ -78,12 +86,13 @@ class Scaling:
         left_alone = self._options.left_alone(weight) or (None if again else weight.obstacle)
         if again:
             weight.refresh()
-        elif left_alone is None:
+        elif left_alone is None and weight.key not in self._drawn:
             self._draw(operation)
-        z = operation.linear_part()
+        z = sharded.added_up(operation.linear_part())
         for part in operation.parts(z):
             target = self._options.target(part.weight.name)
-            if not part.z.numel():  # an expert that no token reached
+            alone = again or left_alone is not None or self._ranks.size == 1
+            if not part.z.numel() and alone:  # an expert that no token reached
                 self._idle.append(replace(operation, weight=part.weight, cuts=()))
                 continue
             found = statistic(part)
@@ -94,20 +103,40 @@ class Scaling:
             elif self._goals is not None and part.weight.key not in self._goals:
                 self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(found.std))
             else:
-                goal = target if self._goals is None else self._goals[part.weight.key]
-                factor, outcome = scaling_of(found, part, goal)
-                part.weight.scale_(factor)
-                part.z.mul_(factor)
-                self.ledger.enter(part.weight, operation.kind, target, "scaled", outcome)
+                found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
+                self._scale(operation.kind, part, found)
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
         return z
 
+    def _scale(self, kind: str, part: Part, found: Statistic) -> None:
+        """Give an output its target std."""
+        weight, target = part.weight, self._options.target(part.weight.name)
+        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key])
+        weight.scale_(factor)
+        part.z.mul_(factor)
+        self.ledger.enter(weight, kind, target, "scaled", outcome)
+
+    def adopt(self, content: Any, found: Statistic) -> None:
+        """Draw and scale a weight that other processes use and this one does not, or not yet."""
+        assert self.weights is not None
+        operation, part = rebuilt(content, self.weights)
+        weight = part.weight
+        if weight in self._covered or self._options.left_alone(weight) or weight.obstacle:
+            return
+        if self._goals is not None and weight.key not in self._goals:
+            return
+        if operation.weight.key not in self._drawn:
+            self._draw(operation)
+        self._scale(operation.kind, part, found)
+        self._covered.add(weight)
+
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
+        self._drawn.add(operation.weight.key)
         for root in operation.weight.roots():
-            self._undo.remember(root.parameter)
+            self._undo.remember(root.held)
         pre_init = self._options.pre_init
         if pre_init is None or self._goals is not None:
             return
@@ -117,8 +146,8 @@ class Scaling:
         bias = operation.bias_weight
         if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
             for root in bias.roots():
-                self._undo.remember(root.parameter)
-                operation.zero_bias_(root.tensor.detach())
+                self._undo.remember(root.held)
+                root.zero_(operation.zero_bias_)
             bias.refresh()
             operation.bias = None  # saves adding it
 
@@ -141,10 +170,11 @@ class Scaling:
         self._covered.add(weight)
         self.ledger.enter(weight, operation.kind, self._options.target(weight.name), left_alone or status, Outcome())
 
-    def draw_unused(self, model: nn.Module, weights: Sources) -> None:
+    def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""
-        touched = weights.touched()
-        for operation in (*self._idle, *module_operations(model, weights)):
+        assert self.weights is not None
+        touched = self.weights.touched()
+        for operation in (*self._idle, *module_operations(model, self.weights)):
             self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
 
     @contextmanager

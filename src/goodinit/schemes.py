@@ -22,6 +22,7 @@ from goodinit.lsuv import lsuv_
 from goodinit.operation import Layout, Operation
 from goodinit.options import Options, check_model
 from goodinit.orthonormal import orthonormal_
+from goodinit.ranks import Ranks
 from goodinit.report import Report
 from goodinit.scaling import Scaling
 
@@ -108,9 +109,9 @@ def init_(
         return lsuv_(model, data, pre_init=LSUV[scheme], forward=forward, skip=skip, generator=generator)
     start = time.perf_counter()
     options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
-    undo, randomness = guard.Undo(), guard.Randomness(generator)
+    undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
-        drawing = _Default(options, undo, randomness) if scheme == "default" else _Drawing(options, undo, randomness)
+        drawing = (_Default if scheme == "default" else _Drawing)(options, undo, randomness, alone)
         with torch.inference_mode(False), torch.no_grad():
             passes = drawing.run(model, data, forward)
         return Report(drawing.ledger.records(), passes, time.perf_counter() - start, drawing.sampling_seconds)

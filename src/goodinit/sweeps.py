@@ -14,11 +14,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from goodinit import sharded
 from goodinit.batches import Call, Calls
 from goodinit.intercept import intercept
 from goodinit.ledger import fetched
+from goodinit.messages import IMAG, SIZE, N, message
 from goodinit.operation import Operation
 from goodinit.outputs import Statistic, merged, statistic
+from goodinit.ranks import Ranks
 from goodinit.scaling import Scaling
 from goodinit.weights import Key
 
@@ -46,53 +49,89 @@ class Swept:
     """Standard deviation of the batches' stds, as a share of the pooled std."""
 
 
-def sweep_(
-    model: nn.Module,
-    calls: Calls,
-    first: Scaling,
-    run: Pass,
-    again: Callable[[Mapping[Key, Tensor]], Scaling],
-    *,
-    tol: float,
-    begin: Callable[[int], None] = lambda _batch: None,
-    watch: Watch = iter,
-) -> Swept:
-    """Scale the weights until every output's std over all batches is within ``tol`` of its target.
+@dataclass(frozen=True)
+class Sweeper:
+    """Scales the weights until every output's std over all batches is within a tolerance of its target."""
 
-    Args:
-        model: after a pass on the first batch.
-        calls: forward passes on all batches.
-        first: what scaled in that pass.
-        run: runs the model once, with something standing in for its operators.
-        again: makes what scales to other stds.
-        tol: largest relative deviation from the target.
-        begin: called with the number of a batch before the forward on it.
-        watch: sees the batches of every sweep pass.
-    """
-    targets = first.ledger.targets()
-    swept = Swept(factors=dict.fromkeys(targets, 1.0), converged=not targets)
-    prints = first.prints
-    while not swept.converged and swept.sweeps < MOST_SWEEPS:
-        pooled = _measure(model, calls, targets, begin, watch)
-        stds, ratios, swept.spreads = _fetch(pooled)
-        swept.batches = max(len(found.stds) for found in pooled.values())
-        swept.sweeps += 1
-        swept.passes += swept.batches
-        swept.stds = stds
-        if all(abs(stds[key] / targets[key] - 1) <= tol for key in stds):
-            swept.converged = True
-            break
-        goals = {key: torch.full_like(pooled[key].of_first.std, targets[key] / ratios[key]) for key in stds}
-        scaling = again(goals)
-        begin(0)
-        run(calls.first, scaling)
-        swept.passes += 1
-        for key, factor in scaling.ledger.factors().items():
-            swept.factors[key] *= factor
-        if _error(prints, scaling.prints, ratios) <= tol:
-            swept.converged, swept.stds = True, {key: targets[key] for key in stds}
-        prints = scaling.prints
-    return swept
+    model: nn.Module
+    calls: Calls
+    """Forward passes on all batches."""
+    ranks: Ranks
+    """The processes over whose batches the stds are pooled."""
+    run: Pass
+    """Runs the model once, with something standing in for its operators."""
+    again: Callable[[Mapping[Key, float]], Scaling]
+    """Makes what scales to other stds."""
+    tol: float
+    """Largest relative deviation from the target."""
+    begin: Callable[[int], None]
+    """Called with the number of a batch before the forward on it."""
+    watch: Watch
+    """Sees the batches of every sweep pass."""
+
+    def sweep_(self, first: Scaling) -> Swept:
+        """``first``: what scaled in a pass on the first batch."""
+        targets = first.ledger.targets()
+        keys = sorted(targets, key=lambda key: str(first.ledger.place(key)))  # in the same order in all processes
+        goals, prints = dict(targets), first.prints
+        swept = Swept(factors=dict.fromkeys(targets, 1.0), converged=not targets)
+        while not swept.converged and swept.sweeps < MOST_SWEEPS:
+            pooled, count = self._measure(targets)
+            swept.stds, swept.spreads = _added_up(pooled, keys, self.ranks)
+            swept.batches = int(self.ranks.largest(count))
+            swept.sweeps += 1
+            swept.passes += count
+            if all(abs(std / targets[key] - 1) <= self.tol for key, std in swept.stds.items()):
+                swept.converged = True
+                break
+            # The first batch's stds are the goals of the last pass on it.
+            ratios = {key: std / goals[key] for key, std in swept.stds.items() if std > 0}
+            goals |= {key: targets[key] / ratio for key, ratio in ratios.items()}
+            scaling = self._correct(goals)
+            swept.passes += 1
+            for key, factor in scaling.ledger.factors().items():
+                swept.factors[key] *= factor
+            if self.ranks.largest(_error(prints, scaling.prints, ratios)) <= self.tol:
+                swept.converged = True
+                swept.stds = {key: targets[key] for key in swept.stds}
+            prints = scaling.prints
+        return swept
+
+    def _correct(self, goals: Mapping[Key, float]) -> Scaling:
+        """A pass on the first batch that gives its outputs these stds."""
+        self.ranks.careful = True  # a pass that scales what is scaled already cannot be done again
+        scaling = self.again(goals)
+        self.begin(0)
+        self.run(self.calls.first, scaling)
+        return scaling
+
+    def _measure(self, keys: Mapping[Key, float]) -> tuple[dict[Key, _Pooled], int]:
+        """One forward a batch; nothing is scaled. Returns how many there were, too."""
+        pooled: dict[Key, _Pooled] = {}
+        count = 0
+        for call in self.watch(self._in_step(iter(self.calls))):
+            self.begin(count)
+            count += 1
+            measuring = Measuring(keys)
+            sharded.reshard(self.model)
+            with intercept(self.model, measuring):
+                call(self.model)
+            for key, found in measuring.found.items():
+                known = pooled.setdefault(key, _Pooled(found, []))
+                known.of_all = merged(known.of_all, found) if known.stds else found
+                known.stds.append(found.std)
+        sharded.reshard(self.model)
+        return pooled, count
+
+    def _in_step(self, calls: Iterator[Call]) -> Iterator[Call]:
+        """As many as every process has, where they need each other in the forward."""
+        while True:
+            call = next(calls, None)
+            some = call is not None
+            if not (self.ranks.all_have(some) if self.ranks.communicating else some):
+                return
+            assert call is not None
+            yield call
 
 
 def _error(before: Mapping[Key, Tensor], after: Mapping[Key, Tensor], ratios: Mapping[Key, float]) -> float:
@@ -108,32 +147,20 @@ def _error(before: Mapping[Key, Tensor], after: Mapping[Key, Tensor], ratios: Ma
 
 
 @dataclass
-class Pooled:
-    """The statistics of one weight's output over the batches of a sweep."""
+class _Pooled:
+    """The statistics of one weight's output over the batches of this process."""
 
-    of_first: Statistic
     of_all: Statistic
     stds: list[Tensor]
 
-
-def _measure(
-    model: nn.Module, calls: Calls, keys: Mapping[Key, float], begin: Callable[[int], None], watch: Watch
-) -> dict[Key, Pooled]:
-    """One forward a batch; nothing is scaled."""
-    pooled: dict[Key, Pooled] = {}
-    for i, call in enumerate(watch(iter(calls))):
-        begin(i)
-        measuring = Measuring(keys)
-        with intercept(model, measuring):
-            call(model)
-        for key, found in measuring.found.items():
-            known = pooled.get(key)
-            if known is None:
-                pooled[key] = Pooled(found, found, [found.std])
-            else:
-                known.of_all = merged(known.of_all, found)
-                known.stds.append(found.std)
-    return pooled
+    def sums(self) -> Tensor:
+        """What adds up over processes: of the elements, then of the batches' stds."""
+        found, stds = self.of_all, torch.stack(self.stds).double()
+        own = message(found, 0)[N:]
+        if found.var_bias is not None and not found.mean.is_complex():
+            own[IMAG - N] = found.n * found.var_bias  # a process that does not use the weight does not know it
+        count = torch.full_like(stds[0], float(len(self.stds)))
+        return torch.cat([own, torch.stack([stds.sum(), stds.square().sum(), count])])
 
 
 class Measuring:
@@ -147,21 +174,36 @@ class Measuring:
         """The operator's output."""
         z = operation.linear_part()
         with torch.no_grad():
-            for part in operation.parts(z.detach()):
+            for part in operation.parts(sharded.added_up(z.detach())):
                 key = part.weight.key
                 if key in self._keys and key not in self.found and part.z.numel():
                     self.found[key] = statistic(part)
         return operation.complete(z)
 
 
-def _fetch(pooled: Mapping[Key, Pooled]) -> tuple[dict[Key, float], dict[Key, float], dict[Key, float]]:
-    """Pooled stds, their ratios to the first batch's, and the spreads: all with one transfer from the device."""
-    keys = list(pooled)
-    tensors: list[Tensor] = []
-    for found in pooled.values():
-        std = found.of_all.std
-        spread = torch.stack(found.stds).std(correction=0) if len(found.stds) > 1 else std * 0
-        tensors += [std, std / found.of_first.std, spread / std]
-    numbers = fetched(tensors)
-    stds, ratios, spreads = (dict(zip(keys, numbers[i::3], strict=True)) for i in range(3))
-    return stds, ratios, spreads
+def _added_up(pooled: Mapping[Key, _Pooled], keys: list[Key], ranks: Ranks) -> tuple[dict[Key, float], dict[Key, float]]:
+    """Stds over all batches of all processes, and their spreads, of the weights that were used: one sum and one transfer."""
+    like = next(iter(pooled.values())).of_all if pooled else None
+    device = torch.device("cpu") if like is None else like.m2.device
+    nothing = torch.zeros(SIZE, dtype=torch.float64, device=device)
+    rows = [pooled[key].sums() if key in pooled else nothing for key in keys]
+    stds, spreads = {}, {}
+    for key, row in zip(keys, ranks.summed(torch.stack(rows)), strict=True):
+        total, square, count = row[-3:].tolist()
+        if not count:
+            continue
+        std = _std(row, pooled[key].of_all if key in pooled else like)
+        mean = total / count
+        stds[key], spreads[key] = std, max(0.0, square / count - mean**2) ** 0.5 / std if std else 0.0
+    return stds, spreads
+
+
+def _std(row: Tensor, like: Statistic | None) -> float:
+    """Of the output with its bias; ``like``: another weight's, for whether all is complex."""
+    n, real, imag, square, cov = row[:5].tolist()
+    if like is not None and like.mean.is_complex():
+        var = square / n - (real / n) ** 2 - (imag / n) ** 2
+        bias = 0.0 if like.var_bias is None else like.var_bias.item()
+    else:
+        var, bias = square / n - (real / n) ** 2, imag / n
+    return float(max(0.0, var + 2 * cov / n + bias) ** 0.5)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from goodinit import sharded
 from goodinit.transforms import is_wrapped
 
 # Where a part of a parameter lies: offset, then (stride, size) of its axes, each in elements.
@@ -40,6 +41,8 @@ class Weight:
     """Whether an embedding reads the parameter too."""
     number: int = 0
     """Of the parameter in the order of registration."""
+    home: Tensor | None = None
+    """The sharded parameter, where `parameter` is the whole one that a forward works with."""
 
     @property
     def module(self) -> str:
@@ -54,10 +57,15 @@ class Weight:
         """The status of a weight that no factor brings to a target, whatever the output; None for all others."""
         return None
 
+    @property
+    def held(self) -> Tensor:
+        """What the model holds between forwards."""
+        return self.parameter if self.home is None else self.home
+
     @cached_property
     def key(self) -> Key:
         """The same for every tensor that is this part of this parameter."""
-        return id(self.parameter), self.region
+        return id(self.held), self.region
 
     @property
     def place(self) -> object:
@@ -71,11 +79,24 @@ class Weight:
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply it by a 0-d tensor."""
-        self.tensor.detach().mul_(factor)
+        sharded.local(self.tensor.detach()).mul_(factor)
+        if self.home is not None and self.home is not self.tensor:
+            sharded.local(self.home).mul_(factor)
 
     def draw_(self, fill: Fill) -> None:
         """Let ``fill`` write it."""
-        fill(self.tensor.detach(), self.place)
+        if self.home is None:
+            fill(self.tensor.detach(), self.place)
+            return
+        full = sharded.fill_(self.home, lambda weight: fill(weight, self.place))
+        if self.home is not self.tensor:
+            self.tensor.detach().copy_(full)
+
+    def zero_(self, write: Callable[[Tensor], None]) -> None:
+        """Let ``write`` fill parts of it with zeros."""
+        write(self.tensor.detach() if self.home is not self.tensor else sharded.local(self.tensor))
+        if self.home is not None and self.home is not self.tensor:
+            write(sharded.local(self.home))
 
     def refresh(self) -> None:
         """Bring it up to date with its parameters."""
@@ -83,11 +104,11 @@ class Weight:
     def part(self, tensor: Tensor) -> Weight:
         """The same parameter through ``tensor``, a view of this weight."""
         name = parameter_name(self.name) + region_label(self.parameter, tensor)
-        return Weight(name, self.parameter, tensor, self.embedded, self.number)
+        return Weight(name, self.parameter, tensor, self.embedded, self.number, self.home)
 
     def at_first(self, axis: int) -> Weight:
         """The weight at the first place of an axis along which it repeats itself."""
-        return Weight(self.name, self.parameter, self.tensor.select(axis, 0), self.embedded, self.number)
+        return Weight(self.name, self.parameter, self.tensor.select(axis, 0), self.embedded, self.number, self.home)
 
     @cached_property
     def region(self) -> Region:
@@ -110,6 +131,7 @@ class Weights:
         self._by_id: dict[int, tuple[str, Tensor]] = {}
         self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
         self._numbers: dict[str, int] = {}
+        self._homes: dict[str, Tensor] = {}
         self._strangers: dict[int, Tensor] = {}
         self._rows: dict[int, int] = {}
         self._embedded: set[int] = set()
@@ -122,6 +144,8 @@ class Weights:
         for name, parameter in self._model.named_parameters():  # a shared one once, under its first name
             self._numbers.setdefault(name, len(self._numbers))
             self._by_id[id(parameter)] = (name, parameter)
+            if sharded.is_sharded(parameter):
+                self._homes.setdefault(name, parameter)
             if not isinstance(parameter, UninitializedParameter) and (key := storage_of(parameter)):
                 known = self._by_storage.setdefault(key, [])
                 if all(parameter is not other for _, other in known):
@@ -144,14 +168,20 @@ class Weights:
                 return self._weight(name + region_label(parameter, tensor), parameter, tensor)
         return None
 
+    def numbered(self, number: int) -> Weight:
+        """The whole parameter of a number in the order of registration."""
+        return next(self._weight(name, p, p) for name, p in self._by_id.values() if self._numbers[name] == number)
+
     def _weight(self, name: str, parameter: Tensor, tensor: Tensor) -> Weight:
-        number = self._numbers[parameter_name(name)]
-        return Weight(name, parameter, tensor, id(parameter) in self._embedded, number)
+        whole = parameter_name(name)
+        home = self._homes.get(whole)
+        embedded = id(parameter if home is None else home) in self._embedded
+        return Weight(name, parameter, tensor, embedded, self._numbers[whole], home)
 
     def read_by_embedding(self, tensor: object) -> None:
         """Note that an embedding looks rows up in this weight."""
         if (weight := self.find(tensor)) is not None:
-            self._embedded.add(id(weight.parameter))
+            self._embedded.add(id(weight.held))
 
     def stack(self, tensor: object, *, rows: int) -> None:
         """Note that a weight holds matrices of ``rows`` rows, one below the other (``in_proj_weight``: query, key, value)."""
@@ -220,7 +250,7 @@ class Covered:
         return any(self._contains(root) for root in weight.roots())
 
     def _contains(self, weight: Weight) -> bool:
-        seen = self._regions.get(id(weight.parameter), set())
+        seen = self._regions.get(id(weight.held), set())
         if not seen or weight.region in seen:
             return bool(seen)
         near = [known for known in seen if _meet(known, weight.region)]
@@ -234,7 +264,7 @@ class Covered:
             self._add(root)
 
     def _add(self, weight: Weight) -> None:
-        key = id(weight.parameter)
+        key = id(weight.held)
         self._regions.setdefault(key, set()).add(weight.region)
         if key in self._masks:
             self._view(weight).fill_(True)
@@ -244,7 +274,7 @@ class Covered:
 
         On the CPU, so that reading it waits for no device.
         """
-        key, p = id(weight.parameter), weight.parameter
+        key, p = id(weight.held), weight.parameter
         if key not in self._masks:
             extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
             self._masks[key] = torch.zeros(extent, dtype=torch.bool)
@@ -275,7 +305,13 @@ def _fills(a: Region, b: Region) -> bool:
 
 def storage_of(tensor: Tensor) -> int:
     """Address of the memory under a tensor; 0 where there is none to share (meta, sparse, empty, vmap's)."""
-    if is_lazy(tensor) or tensor.layout is not torch.strided or tensor.is_meta or is_wrapped(tensor):
+    if (
+        is_lazy(tensor)
+        or sharded.is_sharded(tensor)
+        or tensor.layout is not torch.strided
+        or tensor.is_meta
+        or is_wrapped(tensor)
+    ):
         return 0
     return tensor.untyped_storage().data_ptr()
 

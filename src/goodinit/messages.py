@@ -1,0 +1,55 @@
+"""What processes tell each other of an operator: eight numbers that add up to those of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from goodinit.outputs import Statistic
+
+SIZE = 8
+ID, DONE, FAILED, N, REAL, IMAG, SQUARE, COV = range(SIZE)
+
+
+def message(found: Statistic, own: int) -> Tensor:
+    """Sums that add up: n, n mean, M2 + n |mean|^2, n cov; and a number for the operator. On the output's device."""
+    mean, n = found.mean, found.n
+    zero = torch.zeros_like(found.m2, dtype=torch.float64)
+    real, imag = (mean.real, mean.imag) if mean.is_complex() else (mean, zero)
+    cov = zero if found.cov_sum is None else found.cov_sum
+    sums = [zero + own, zero, zero, zero + n, n * real, n * imag, found.m2 + n * mean.abs().square(), cov]
+    return torch.stack([value.to(torch.float64) for value in sums])
+
+
+def statistic_of(sums: Tensor, like: Statistic) -> Statistic:
+    """Of the sums; of no element at all that of one zero, with ``seen`` False."""
+    n = sums[N].clamp_min(1)
+    mean = sums[REAL] / n
+    square = mean.square()
+    if like.mean.is_complex():
+        imag = sums[IMAG] / n
+        square = square + imag.square()
+        mean = torch.complex(mean, imag)
+    m2 = (sums[SQUARE] - n * square).clamp_min(0)
+    return Statistic(n, mean, m2, None if like.cov_sum is None else sums[COV], like.var_bias, sums[N] > 0)
+
+
+def as_numbers(found: Statistic) -> tuple[Any, ...]:
+    """What can be sent as an object."""
+    return tuple(value.item() if isinstance(value, Tensor) else value for value in found[:5])
+
+
+def of_numbers(numbers: tuple[Any, ...], device: torch.device) -> Statistic:
+    """The inverse of `as_numbers`."""
+    n, *others = numbers
+
+    def tensor(value: Any) -> Tensor | None:
+        dtype = torch.complex128 if isinstance(value, complex) else torch.float64
+        return None if value is None else torch.tensor(value, dtype=dtype, device=device)
+
+    mean, m2, cov, var_bias = map(tensor, others)
+    assert mean is not None
+    assert m2 is not None
+    return Statistic(n, mean, m2, cov, var_bias)
