@@ -8,7 +8,7 @@ import re
 import pytest
 
 from goodinit import OptionError
-from goodinit.paper.config import Timing, Training, run_of
+from goodinit.paper.config import Timing, Training, Walk, run_of
 
 BASE = {"data": "mnist", "network": "fitnet1"}
 
@@ -57,6 +57,20 @@ def test_differences_are_named():
         ({"milestones": [5, 7.5]}, "here: milestones must be list of int; got (5, 7.5)"),
         ({"milestones": [5, 3]}, "here: milestones must not fall; got [5, 3]"),
         ({"mirror": 1}, "here: mirror must be bool; got 1"),
+        ({"pad": -2}, "here: pad must be 0 or more; got -2"),
+        ({"stop": -1}, "here: stop must be 0 or more; got -1"),
+        ({"stop": 10, "iterations": 5}, "here: stop=10 is behind the end of the schedule, iterations=5"),
+        ({"temperature": 0}, "here: temperature must be positive; got 0"),
+        ({"init": "lsuv", "init_gain": 2.0}, "here: init='lsuv' knows no gain; got init_gain=2.0"),
+        ({"init": "gradinit", "init_gain": 2.0}, "here: init='gradinit' knows no gain; got init_gain=2.0"),
+        (
+            {"method": "distillation", "teacher": "fitnet1", "loss": "hinge"},
+            "here: distillation is by softmax; got loss='hinge'",
+        ),
+        (
+            {"method": "hints", "teacher": "teacher-mnist", "hint_iterations": 3, "network": "mlp"},
+            "here: hints need stages of convolutions; the network 'mlp' has none",
+        ),
     ],
 )
 def test_bad_settings(settings, message):
@@ -100,10 +114,17 @@ def test_methods_and_what_they_need(settings, message):
 
 def test_the_teacher_s_run():
     run = Training(
-        **BASE, method="hints", teacher="teacher-mnist", hint_iterations=7, iterations=9, seed=3, loss="hinge", init="he"
+        **BASE, method="hints", teacher="teacher-mnist", hint_iterations=7, iterations=9, seed=3, init="he", temperature=5.0
     )
     assert run.total == 16
     assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="glorot")
+    other = Training(**BASE, method="distillation", teacher="teacher-mnist", iterations=9, seed=1, distill_from=2.0, init="lsuv")
+    assert other.teacher_run == run.teacher_run  # one teacher for all
+
+
+def test_walks_need_some_layers():
+    with pytest.raises(OptionError, match="a walk needs depth=, the number of layers, of 4 or more; got 2"):
+        Walk(data="mnist", depth=2)
 
 
 def test_whole_numbers_are_fractions_too():

@@ -77,7 +77,7 @@ def test_other_files_are_decoded_anew(tmp_path):
     ("name", "folder", "options"),
     [
         ("mnist", ".", {"image": "image", "channels": 1, "size": (28, 28)}),
-        ("cifar100", "cifar100", {"label": "fine_label", "classes": 12}),
+        ("cifar100", "cifar100", {"label": "fine_label", "classes": 100}),
         ("tiny-imagenet", "tiny_imagenet", {"image": "image", "size": (64, 64), "splits": ("train", "valid")}),
         ("somebody/else-s", "else-s", {"image": "image", "size": (8, 6), "encoding": "JPEG"}),
         ("somebody/bare", "bare", {"features": False}),
@@ -102,10 +102,10 @@ def test_gray_images_among_coloured_ones(tmp_path):
 
 def test_a_folder_of_one_set_among_many(tmp_path):
     """Files in the folder itself do not hide the set's own subfolder."""
-    write_set(tmp_path, classes=3)
-    write_set(tmp_path / "cifar10", classes=5)
-    assert load("cifar10", tmp_path).classes == 5
-    assert load("cifar100", tmp_path).classes == 3
+    write_set(tmp_path, classes=100)
+    write_set(tmp_path / "cifar10")
+    assert load("cifar10", tmp_path).classes == 10
+    assert load("cifar100", tmp_path).classes == 100
     assert files_of("uoft-cs/cifar10", tmp_path)[1]["train"] == [str(tmp_path / "cifar10" / "train-00000-of-00001.parquet")]
 
 
@@ -230,8 +230,22 @@ def test_the_hub_is_asked_by_name(monkeypatch, tmp_path):
     assert len(load("somebody/something").test) == 40
     assert asked == [("somebody/something", "train"), ("somebody/something", "validation")]
     asked.clear()
-    load("mnist")
-    assert asked[0] == ("ylecun/mnist", "train")
+    load("cifar10")
+    assert asked[0] == ("uoft-cs/cifar10", "train")
+
+
+def test_a_set_under_another_s_name_is_refused(tmp_path):
+    write_set(tmp_path / "cifar10")
+    with pytest.raises(DataError, match=r"the data folder '.*cifar10' is CIFAR-10's by its name; asked for was CIFAR-100"):
+        load("cifar100", tmp_path / "cifar10")
+    write_set(tmp_path / "other")
+    with pytest.raises(
+        DataError, match=r"CIFAR-100 has 100 classes of images of shape \(3, 32, 32\); what is in '.*' has 10 of sh"
+    ):
+        load("cifar100", tmp_path / "other")
+    write_set(tmp_path / "sets" / "mnist")
+    with pytest.raises(DataError, match=r"MNIST has 10 classes of images of shape \(1, 28, 28\)"):
+        load("mnist", tmp_path / "sets")
 
 
 def real(name):

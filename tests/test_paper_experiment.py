@@ -143,6 +143,16 @@ def test_cells_are_selected_by_patterns(tmp_path):
         ('["relu", "tanh"]', '["relu", "tahn"]', "mine.toml, smoke, lsuv: activation must be one of"),
         ("columns = {", "columns = { loss = ['hinge'],", "columns are the values of one setting; got loss, activation"),
         ("title =", "title", "mine.toml' cannot be read: "),
+        ('[[rows]]\nname = "lsuv"', '[rows]\nname = "lsuv"', "cannot be read"),
+        ('["relu", "tanh"]', '"relu"', "mine.toml, smoke: columns.activation must be a list of values; got 'relu'"),
+        (
+            'if = { init = "he", activation = "tanh" }',
+            "",
+            "mine.toml, smoke: where.if must be a table, { key = value }; got None",
+        ),
+        ('activation = "tanh" }', 'activatoin = "tanh" }', "where.if: unknown key 'activatoin' (did you mean 'activation'"),
+        ("set = { lr = 0.25 }", 'set = "x"', "mine.toml, smoke: where.set must be a table, { key = value }; got 'x'"),
+        ('name = "he"', 'name = "lsuv"', "mine.toml: rows need different names; got lsuv, lsuv"),
     ],
 )
 def test_bad_files(tmp_path, old, new, message):
@@ -167,3 +177,29 @@ def test_one_figure_may_be_published_for_a_row_without_columns(tmp_path):
 def test_a_run_may_stop_before_its_schedule_does():
     run = named("imagenet").selected("full", ["lsuv/googlenet"])[0].run
     assert (run.iterations, run.stop, run.total, run.schedule) == (2_400_000, 400_000, 400_000, "poly")
+
+
+def test_rows_are_written_with_two_brackets(tmp_path):
+    with pytest.raises(OptionError, match=r"mine.toml: rows are written \[\[rows\]\], one after the other; got 5"):
+        read(written(tmp_path, 'title = "t"\nrows = 5\n'))
+
+
+def test_budgets_of_goodinit_s_are_for_trainings(tmp_path):
+    text = 'title = "t"\nkind = "walk"\n[set]\ndata = "mnist"\n[[rows]]\nname = "a"\n[budgets.full]\nnote = "all"\n'
+    experiment = read(written(tmp_path, text))
+    assert set(experiment.cells) == {"smoke", "short", "full"}
+    assert experiment.command == "mine.toml"
+    assert named("table3").command == "table3"
+
+
+def test_milestones_move_with_the_default_schedule_too(tmp_path):
+    text = 'title = "t"\n[set]\ndata = "mnist"\nnetwork = "fitnet-mnist"\nmilestones = [45000]\n[[rows]]\nname = "a"\n'
+    (cell,) = read(written(tmp_path, text)).selected("short")
+    assert cell.run.milestones == (1500,)
+
+
+def test_exceptions_of_a_budget_see_its_settings(tmp_path):
+    """``set`` first, then ``where``."""
+    text = SMALL.replace('if = { network = "fitnet4" }, set = { network = "fitnet1" }', "if = { lr = 9.0 }, set = { batch = 7 }")
+    text = text.replace("set = { iterations = 10_000 }", "set = { iterations = 10_000, lr = 9.0 }")
+    assert {cell.run.batch for cell in read(written(tmp_path, text)).selected("short")} == {7}

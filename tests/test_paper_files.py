@@ -78,7 +78,7 @@ def test_a_line_that_was_cut_off_is_replaced(tmp_path):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "a").write_text('{"row": 1}\nnonsense\n')
-    with pytest.raises(SaveError, match=r"line 2 of '.*a' is not JSON \(.*\); mend it or take it out"):
+    with pytest.raises(SaveError, match=r"line 2 of '.*a' is no JSON object: b'nonsense'; mend it or take it out"):
         read_lines(tmp_path / "a")
     assert read_lines(tmp_path / "none") == []
 
@@ -121,3 +121,35 @@ def test_a_lock_is_held_by_one_process_and_ends_with_it(tmp_path):
 def test_rows_are_lines(tmp_path):
     append_line(tmp_path / "rows", {"text": "a\nb"})
     assert json.loads((tmp_path / "rows").read_text()) == {"text": "a\nb"}
+
+
+def test_a_last_line_whose_newline_an_editor_took_is_kept(tmp_path):
+    file = tmp_path / "rows"
+    append_line(file, {"row": 1})
+    append_line(file, {"row": 2})
+    file.write_bytes(file.read_bytes()[:-1])
+    assert read_lines(file) == [{"row": 1}, {"row": 2}]
+    append_line(file, {"row": 3})
+    assert read_lines(file) == [{"row": 1}, {"row": 2}, {"row": 3}]
+
+
+def test_files_are_as_readable_as_others(tmp_path):
+    write_whole(tmp_path / "a", b"x")
+    (tmp_path / "b").write_bytes(b"x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_places_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SaveError, match=r"cannot save b in '.*file'"):
+        write_whole(tmp_path / "file" / "b", b"x")
+    with pytest.raises(SaveError, match=r"cannot make the folder '.*file'"):
+        append_line(tmp_path / "file" / "rows", {})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(SaveError, match=r"cannot append to '.*folder'"):
+        append_line(tmp_path / "folder", {})
+    with pytest.raises(SaveError, match=r"cannot read '.*folder'"):
+        read_lines(tmp_path / "folder")
+    (tmp_path / "rows").write_text("5\n")
+    with pytest.raises(SaveError, match=r"line 1 of '.*rows' is no JSON object"):
+        read_lines(tmp_path / "rows")

@@ -149,6 +149,24 @@ def test_fixup_s_first_weights():
     assert torch.equal(net.conv2_2(h), h.relu())
 
 
+def test_fixup_s_block_is_its_formula():
+    """f(x + s conv(f(conv(x + b1) + b2) + b3) + b4)."""
+    block = make_network("fixup4", activation="relu").conv2_2
+    with torch.no_grad():
+        block.biases.copy_(torch.tensor([0.3, -0.2, 0.5, 0.7]))
+        block.scale.fill_(1.7)
+    x = torch.randn(2, 80, 5, 5)
+    h = (block.first(x + 0.3) - 0.2).relu()
+    assert torch.allclose(block(x), (x + 1.7 * block.second(h + 0.5) + 0.7).relu(), atol=1e-5)
+
+
+def test_caffe_s_constants():
+    responses = [m for m in make_network("caffenet", activation="relu").modules() if isinstance(m, nn.LocalResponseNorm)]
+    assert {(m.size, m.alpha, m.beta) for m in responses} == {(5, 1e-4, 0.75)}
+    rates = {m.p for m in make_network("googlenet", activation="relu").auxiliary.modules() if isinstance(m, nn.Dropout)}
+    assert rates == {0.7}
+
+
 def test_skipinit_begins_as_the_identity():
     net = make_network("skipinit4")
     prepare_(net, gate_bias=0.0)

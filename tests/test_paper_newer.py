@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from goodinit import OptionError, init_
+from goodinit import GoodinitWarning, OptionError, init_
 from goodinit.paper.config import Training
 from goodinit.paper.networks import make_network
 from goodinit.paper.newer import bvlc_, gradinit_, krahenbuhl_
@@ -133,3 +133,47 @@ def test_the_reference_initialization_of_googlenet():
 def test_other_networks_have_no_reference_initialization():
     with pytest.raises(OptionError, match="the reference initialization is CaffeNet's or GoogLeNet's; got a Sequential"):
         bvlc_(make_network("fitnet1"))
+
+
+def test_krahenbuhl_leaves_statistics_and_dead_channels_alone():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 3))
+    buffers = {name: b.clone() for name, b in net.named_buffers()}
+    x = torch.randn(8, 1, 28, 28)
+    report = krahenbuhl_(net, x)
+    assert all(torch.equal(b, buffers[name]) for name, b in net.named_buffers())
+    assert report.ok
+    halved = nn.Sequential(nn.Linear(4, 4), Zero(), nn.Linear(4, 4))
+    with pytest.warns(GoodinitWarning, match="no-signal"):
+        halved_report = krahenbuhl_(halved, torch.randn(50, 4))
+    assert not halved_report.ok
+    assert halved[2].weight.abs().max() < 10
+
+
+class Zero(nn.Module):
+    def forward(self, x):
+        return 0 * x
+
+
+def test_gradinit_of_adaptive_solvers_takes_absolute_values(monkeypatch):
+    orders = []
+    norm = torch.linalg.vector_norm
+
+    def record(*given, **named):
+        orders.append(given[1] if len(given) > 1 else named.get("ord", 2))
+        return norm(*given, **named)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", record)
+    for optimizer, order in (("sgd", 2), ("rmsprop", 1)):
+        orders.clear()
+        run = Training(data="made", network="fitnet-mnist", optimizer=optimizer)
+        gradinit_(make_network("fitnet-mnist", activation="relu"), batches(), F.cross_entropy, run, steps=2)
+        assert set(orders) == {order}
+
+
+def test_delta_orthogonal_kernels_of_even_size():
+    net = nn.Sequential(nn.Conv1d(4, 6, 4))
+    init_(net, "delta-orthogonal")
+    used = net[0].weight.detach().abs().sum((0, 1)).nonzero().flatten().tolist()
+    assert used == [2]  # as dirac_ of torch.nn.init has it
+    reference = nn.init.dirac_(torch.empty(6, 4, 4)).abs().sum((0, 1)).nonzero().flatten().tolist()
+    assert used == reference

@@ -17,7 +17,7 @@ from goodinit.paper.checkpoint import Checkpoint
 from goodinit.paper.config import Training
 from goodinit.paper.networks import make_network
 from goodinit.paper.objectives import Classification, Distillation, Hint
-from goodinit.paper.optimize import LOSSES
+from goodinit.paper.optimize import LOSSES, Solver
 from goodinit.paper.outcome import Observer
 from goodinit.paper.train import train
 from image_sets import image_set
@@ -166,3 +166,32 @@ def test_a_student_learns_from_a_teacher_that_knows():
     wide.load_state_dict(known.weights)
     student = train(dataclasses.replace(RUN, hint_iterations=30, iterations=60), MNIST, device=CPU, teacher=wide)
     assert student.final_accuracy > 0.9
+
+
+def test_the_stages_do_not_share_their_bookkeeping():
+    """Each has its own schedule, solver and share that is done; losses of the hints are not those of the distillation."""
+    run = dataclasses.replace(RUN, hint_iterations=6, iterations=4, evaluations=2, milestones=(2,), gamma=0.5)
+    seen, rates, losses = [], [], []
+    forward = Distillation.forward
+
+    class Record(Observer):
+        def advances(self, progress, loss):
+            losses.append(loss)
+
+    def record(self, x, labels, done):
+        seen.append(done.item())
+        return forward(self, x, labels, done)
+
+    step = Solver.step
+
+    def record_rate(self, iteration):
+        rates.append(iteration)
+        step(self, iteration)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "forward", record)
+        patch.setattr(Solver, "step", record_rate)
+        outcome = train(run, MNIST, device=CPU, teacher=teacher(), observers=[Record()])
+    assert seen == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert rates == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3]
+    assert outcome.evaluations[0].loss == pytest.approx(sum(losses[6:8]) / 2)

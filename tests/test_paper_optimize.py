@@ -88,3 +88,18 @@ def test_plain_momentum_of_torch_would_differ_where_the_rate_falls():
 def test_polynomial_decay():
     run = Training(**BASE, lr=0.4, schedule="poly", power=0.5, iterations=100)
     assert [learning_rate(run, i) for i in (0, 75, 99)] == pytest.approx([0.4, 0.2, 0.04])
+
+
+def test_biases_may_have_a_rate_and_a_decay_of_their_own():
+    """As Caffe's ImageNet networks have them: twice the rate, no decay."""
+    run = Training(**BASE, lr=0.1, momentum=0.0, weight_decay=0.5, bias_lr=2.0, linear_bias_decay=False)
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    solver = Solver(run, model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    solver.step(0)
+    expected = {"0.weight": 0.1, "0.bias": 0.2, "1.weight": 0.1, "1.bias": 0.1, "3.weight": 0.1, "3.bias": 0.2}
+    for name, p in model.named_parameters():
+        decay = 0.05 * before[name] if name in ("0.weight", "3.weight") else 0.0
+        assert torch.allclose(p.detach(), before[name] - expected[name] - decay, atol=1e-6), name

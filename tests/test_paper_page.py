@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from goodinit.cli import app
 from goodinit.errors import GoodinitError
 from goodinit.paper.experiment import BUDGETS, experiments, named
+from goodinit.paper.figures import draw
 from goodinit.paper.files import append_line
 from goodinit.paper.page import write_page
 from goodinit.paper.results import Result, Results
@@ -150,6 +151,43 @@ def test_timings(tmp_path):
     assert times(table.cells[2]) == {"orthonormal": 2.0, "lsuv": 5.0}
 
 
+def test_walks(tmp_path):
+    run = cell_of("walk", "relu-he", "full").run
+    walked = {"step_mean": [0.01, 0.03, 0.02], "step_std": [0.2, 0.4, 0.6], "paths": [[0.0, 1.0, 2.0]] * 3}
+    vanished = cell_of("walk", "relu-lsuv", "full").run
+    lost = {"step_mean": [None, 0.1, 0.1], "step_std": [0.1] * 3, "paths": [[0.0, None, None]] * 3}
+    results = [Result(r, {**COMMON, "seed": 0, "run": r.plain(), **found}) for r, found in ((run, walked), (vanished, lost))]
+    assert [p.name for p in write_page(results, tmp_path / "page.md")] == ["walk-full.png"]
+    found = cells((tmp_path / "page.md").read_text())["walk, full"]
+    # Standard deviation 0.01 of three means; exp(0.02 x 198) from the last of 199 layers to the first.
+    assert found[2] == ["ReLU, He", "+0.0200 ± 0.0058", "0.400", "52.5"]
+    assert found[4][1:] == ["0 or infinite"] * 3
+    assert found[1][1:] == ["·"] * 3
+
+
+def test_pictures_show_means(monkeypatch):
+    """Of the seeds, in their panels."""
+    from matplotlib.figure import Figure
+
+    table = named("depth")
+    runs = [table.selected("full", ["relu-he/10"])[0].run, table.selected("full", ["relu-he/20"])[0].run]
+    results = [result(replace(run, seed=seed), accuracy) for run in runs for seed, accuracy in enumerate((0.2, 0.3, 0.7))]
+    lost = table.selected("full", ["tanh-he/10"])[0].run
+    results.append(result(lost, None, guessing=0.109))
+    (filling,) = fillings(table, results, ())
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    assert draw(filling, Path("unused") / "a.png") is True
+    panels = {ax.get_title(): ax for ax in drawn[0].axes}
+    assert list(panels) == ["ReLU", "tanh"]
+    (line,) = panels["ReLU"].get_lines()
+    assert line.get_label() == "He"
+    assert line.get_xdata().tolist() == [10, 20]
+    assert line.get_ydata().tolist() == pytest.approx([40, 40])
+    assert panels["tanh"].get_lines()[0].get_ydata().tolist() == pytest.approx([10.9])
+    Path("unused").rmdir()
+
+
 def test_relative_updates_and_their_picture(tmp_path):
     cell = cell_of("figure1", "1/relu", "full")
     updates = {f"layer{i}": [[1, 0.5], [100, 0.002 * i], [500, -1.0]] for i in (1, 2, 3)}
@@ -182,6 +220,22 @@ def test_the_command(tmp_path):
     assert done.exit_code == 0, done.output
     assert "75.00 (1)" in (tmp_path / "page.md").read_text()
     assert done.output.endswith(f"{tmp_path / 'page.md'}, and 1 pictures in {tmp_path / 'page'}\n")
+
+
+def test_experiments_of_one_s_own_are_on_the_page_if_named(tmp_path):
+    (tmp_path / "mine.toml").write_text('title = "my own"\nrecipe = "cifar"\n[[rows]]\nname = "a"\n')
+    append_line(tmp_path / "r" / "runs.jsonl", row(cell_of("table3", "lsuv/relu").run, 0.75))
+    words = ["reproduce", "report", "--results", str(tmp_path / "r"), "--out", str(tmp_path / "page"), "--experiment"]
+    done = CliRunner().invoke(app, [*words, str(tmp_path / "mine.toml")])
+    assert done.exit_code == 0, done.output
+    assert "## mine: my own" in (tmp_path / "page").read_text()
+    assert (tmp_path / "page-pictures").is_dir()  # a file of that name could not be a folder too
+
+
+def test_no_rows_at_all_is_an_error(tmp_path):
+    done = CliRunner().invoke(app, ["reproduce", "report", "--results", str(tmp_path / "nowhere")])
+    assert done.exit_code == 2
+    assert "there are no rows in" in done.output
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,15 @@ def test_processes_share_every_batch(train):
             assert torch.equal(torch.cat(ours), theirs)
     tested = [y for rank in range(2) for _, y in in_order(train, preprocessing, size=7, device=CPU, share=Share(rank, 2))]
     assert sorted(torch.cat(tested).tolist()) == sorted(train.labels.tolist())
+
+
+def test_centred_pixels_are_caffe_s(train):
+    x = Preprocessing.fitted("centred", train, CPU)(train.pixels)
+    expected = train.pixels.double() - train.pixels.double().mean((0, 2, 3), keepdim=True)
+    assert torch.allclose(x.double(), expected, atol=1e-3)
+
+
+def test_dark_images_keep_their_contrast():
+    """Only an image whose pixels differ by less than one in 255 is not brought to std 1."""
+    pixels = torch.tensor([10, 14], dtype=torch.uint8).repeat(1, 3, 4, 2)
+    assert Preprocessing("gcn")(pixels).std(correction=0).item() == pytest.approx(1)

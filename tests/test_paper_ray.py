@@ -165,7 +165,12 @@ def test_an_address_that_does_not_answer(monkeypatch):
     ("more", "message"),
     [
         (["--launcher", "rey"], "goodinit: launcher must be local or ray; got 'rey' (did you mean 'ray'?)"),
-        (["--ray-address", "a:1"], "goodinit: a Ray address needs --launcher ray; got 'a:1' with the launcher local"),
+        (
+            ["--ray-address", "a:1"],
+            "goodinit: --ray-address, --cpus and --gpus are for --launcher ray; this process has --threads and --device",
+        ),
+        (["--cpus", "2"], "goodinit: --ray-address, --cpus and --gpus are for --launcher ray"),
+        (["--launcher", "ray", "--tensorboard", "tb"], "goodinit: --tensorboard is for the launcher local"),
         (["--launcher", "ray", "--cpus", "0"], "goodinit: a run needs 1 CPU or more and 0 GPUs or more; got 0 and 0"),
     ],
 )

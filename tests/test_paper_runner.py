@@ -101,7 +101,7 @@ def test_a_table_and_its_rows(place, monkeypatch, tmp_path):
     row = found[0]
     assert row["experiment"] == "own-5"
     assert row["budget"] == "short"
-    assert row["command"] == "goodinit reproduce own-5 --budget short --seeds 2"
+    assert row["command"] == "goodinit reproduce own-5.toml --budget short --seeds 2"
     assert row["device"] == "cpu"
     assert row["machine"]["threads"] == 1
     assert row["versions"]["torch"] == torch.__version__
@@ -241,6 +241,7 @@ def run_plain(checkpoint):
         (["--device", "tpu"], 2, "goodinit: device must be cpu, cuda or auto; got 'tpu'"),
         (["--data-dir", "nowhere"], 2, "goodinit: there is no data folder 'nowhere'"),
         (["--data-dir", "."], 1, "goodinit: no MNIST in the data folder '.'"),
+        (["--threads", "-1"], 2, "goodinit: threads must be 1 or more; got -1"),
         (["--bugdet", "short"], 2, "No such option: --bugdet"),
     ],
 )
@@ -267,6 +268,7 @@ def test_unknown_experiments(place, monkeypatch, tmp_path):
     done = call(place, monkeypatch, "tabel3", tmp_path / "r")
     assert done.exit_code == 2
     assert "goodinit: there is no experiment 'tabel3' (did you mean 'table3'" in done.output
+    assert "(did you mean 'list'" in call(place, monkeypatch, "lst", tmp_path / "r").output
 
 
 def test_list_and_help():
@@ -336,3 +338,96 @@ def test_every_experiment_at_smoke_on_real_data(monkeypatch, tmp_path, place):
         )
         assert done.exit_code == 0, done.output
     assert len(rows(tmp_path)) == cells > 100
+
+
+def test_other_data_are_another_run(place, monkeypatch, tmp_path):
+    """A checkpoint goes on with the images that it was begun with."""
+    what = experiment(place, 20)
+    process = start(place, what, tmp_path / "r", "--only", "hinge/he")
+    for line in process.stdout:
+        if "iteration 7" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    write_set(place / "others" / "mnist", count=260, size=(28, 28), channels=1, image="image")
+    done = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he", "--data-dir", str(place / "others"))
+    assert done.exit_code == 1
+    assert "goodinit: the checkpoint is of a run on other images of mnist (SHA-256 " in done.output
+    assert not rows(tmp_path / "r")
+    again = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he")
+    assert "goes on from iteration" in again.output
+    assert len(rows(tmp_path / "r")[0].get("origins", ["one"])) == 1
+
+
+def test_what_took_part_in_a_run_is_in_its_row(place, monkeypatch, tmp_path):
+    what = experiment(place, 20)
+    process = start(place, what, tmp_path / "r", "--only", "hinge/he")
+    for line in process.stdout:
+        if "iteration 7" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    threads = torch.get_num_threads()
+    done = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he", "--threads", "2")
+    torch.set_num_threads(threads)
+    assert done.exit_code == 0, done.output
+    first, second = rows(tmp_path / "r")[0]["origins"]
+    assert first.endswith("cpu, 1 threads")
+    assert second.endswith("cpu, 2 threads")
+
+
+def test_an_interruption_says_how_to_go_on(place, tmp_path):
+    process = start(place, experiment(place, 500), tmp_path / "r", "--only", "hinge/he")
+    for line in process.stdout:
+        if "training and" in line:
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goodinit: interrupted; the same command goes on where this one was" in output
+    assert "Traceback" not in output
+
+
+HINTS = """
+title = "hints"
+recipe = "mnist"
+set = { train_images = 200, test_images = 50, evaluations = 1, init = "glorot", teacher = "teacher-mnist" }
+[[rows]]
+name = "hints"
+set = { method = "hints", hint_iterations = 3 }
+[[rows]]
+name = "distillation"
+set = { method = "distillation" }
+[budgets.short]
+note = "a few steps"
+set = { iterations = 4 }
+"""
+
+
+def test_the_teacher_is_trained_once_and_has_a_row(place, monkeypatch, tmp_path):
+    (place / "hints.toml").write_text(HINTS)
+    done = call(place, monkeypatch, str(place / "hints.toml"), tmp_path / "r", "--seeds", "2")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("first its teacher: mnist-teacher-mnist-maxout-glorot-4-seed0") == 1
+    assert Counter(row["row"] for row in rows(tmp_path / "r")) == {"teacher": 1, "hints": 2, "distillation": 2}
+    (weights,) = (tmp_path / "r" / "weights").iterdir()
+    (tmp_path / "r" / "runs.jsonl").write_text("")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    broken = call(place, monkeypatch, str(place / "hints.toml"), tmp_path / "r")
+    assert broken.exit_code == 1
+    assert f"goodinit: the teacher's weights '{weights}' cannot be read (" in broken.output
+    assert "; delete them to train it anew" in broken.output
+    weights.unlink()
+    again = call(place, monkeypatch, str(place / "hints.toml"), tmp_path / "r", "--only", "hints")
+    assert again.exit_code == 0, again.output
+    (place / "wild.toml").write_text(HINTS.replace("evaluations = 1,", "evaluations = 1, lr = 1e30,"))
+    wild = call(place, monkeypatch, str(place / "wild.toml"), tmp_path / "wild")
+    assert wild.exit_code == 1
+    assert "diverged at iteration 2: nobody can learn from it" in wild.output
+
+
+def test_results_that_cannot_be_kept(place, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("x")
+    done = call(place, monkeypatch, experiment(place, 3), tmp_path / "file" / "r")
+    assert (done.exit_code, "goodinit: cannot make the folder" in done.output) == (1, True), done.output

@@ -199,6 +199,60 @@ def test_tracked_iterations_are_spread():
     assert 20 < len(tracked) <= 40
 
 
+def first_weights(run, images=MNIST):
+    """What a run begins with: one step at a rate of almost nothing."""
+    outcome = train(
+        dataclasses.replace(run, lr=1e-30, weight_decay=0.0, iterations=1, evaluations=1, milestones=()), images, device=CPU
+    )
+    return outcome.weights
+
+
+def test_the_gain_of_the_initialization_arrives():
+    plain = first_weights(dataclasses.replace(SMALL, init="orthonormal"))
+    tripled = first_weights(dataclasses.replace(SMALL, init="orthonormal", init_gain=3.0))
+    assert torch.allclose(tripled["classifier.weight"], 3 * plain["classifier.weight"], atol=1e-6)
+
+
+def test_highways_and_fixup_begin_as_prescribed():
+    gated = dataclasses.replace(SMALL, network="highway-mlp", depth=5, init="he", gate_bias=-3.0)
+    assert torch.allclose(first_weights(gated)["layer2.gate.bias"], torch.tensor(-3.0))
+    fixed = dataclasses.replace(LARGE, network="fixup1", norm="none", init="he", activation="relu", optimizer="sgd")
+    weights = first_weights(fixed, CIFAR)
+    assert weights["conv1_2.second.weight"].abs().max() < 1e-20
+    assert weights["classifier.weight"].abs().max() < 1e-20
+
+
+def test_random_walk_has_the_factor_of_its_non_linearity():
+    def spread(activation):
+        run = dataclasses.replace(SMALL, network="mlp", depth=4, init="random-walk", activation=activation)
+        return first_weights(run)["layer2.linear.weight"].std().item() * 71**0.5
+
+    assert spread("relu") == pytest.approx(2**0.5 * 1.0176, rel=0.03)
+    assert spread("tanh") == pytest.approx(1.007, rel=0.03)
+
+
+def test_tests_see_the_middle_of_larger_images():
+    """A network trained on crops is tested on crops."""
+    images = image_set((3, 44, 44), train=32, test=8, classes=4)
+    seen = []
+    run = dataclasses.replace(
+        SMALL, network="caffenet", pixels="scaled", crop=40, iterations=1, evaluations=1, batch=8, init_batch=8
+    )
+
+    class Look(Observer):
+        def begins(self, run, images, progress, report):
+            handle = nn.modules.module.register_module_forward_pre_hook(
+                lambda m, x: seen.append((m.training, tuple(x[0].shape))) if isinstance(m, nn.Sequential) else None
+            )
+            self.handle = handle
+
+        def ends(self, outcome):
+            self.handle.remove()
+
+    train(dataclasses.replace(run, milestones=()), images, device=CPU, observers=[Look()])
+    assert {shape[2:] for training, shape in seen if not training and shape[1] == 3} == {(40, 40)}
+
+
 def test_bfloat16_and_compiled_networks_train():
     plain = train(SMALL, MNIST, device=CPU)
     reduced = train(dataclasses.replace(SMALL, precision="bfloat16"), MNIST, device=CPU)

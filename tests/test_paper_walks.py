@@ -13,7 +13,7 @@ from torch import nn
 from goodinit import init_
 from goodinit.paper.config import Walk
 from goodinit.paper.networks import make_network
-from goodinit.paper.pixels import seed_of
+from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, seed_of
 from goodinit.paper.walks import log_norms, walks
 from image_sets import image_set
 
@@ -36,6 +36,11 @@ def test_norms_are_those_of_the_error_at_every_layer():
     assert found == pytest.approx([math.log(e.norm().item()) for e in reversed(errors)], rel=1e-5)
 
 
+def test_gates_are_no_layers():
+    run = Walk(data="made", network="highway-mlp", depth=6, activation="relu", init="he", batch=16)
+    assert len(log_norms(run, 10, torch.randn(16, 1, 28, 28), torch.randint(10, (16,)), 0)) == 5
+
+
 def test_what_is_kept():
     run = Walk(data="made", depth=32, activation="relu", init="he", batch=16, draws=3)
     found = walks(run, MNIST, CPU)
@@ -43,6 +48,16 @@ def test_what_is_kept():
     assert all(path[0] == 0 for path in found["paths"])
     assert len(found["step_mean"]) == len(found["step_std"]) == 3
     assert found == walks(run, MNIST, CPU)
+    x, labels = batch_of(run, 0)
+    path = torch.tensor(log_norms(run, 10, x, labels, 0), dtype=torch.float64)
+    assert found["step_mean"][0] == pytest.approx(path.diff().mean().item(), abs=1e-4)
+    assert found["step_std"][0] == pytest.approx(path.diff().std().item(), abs=1e-4)
+
+
+def batch_of(run, draw):
+    preprocessing = Preprocessing.fitted(run.pixels, MNIST.train, CPU)
+    seed = seed_of(run.seed, "batches")
+    return Batches(MNIST.train, preprocessing, Augmentation(), size=run.batch, seed=seed, device=CPU)[draw]
 
 
 @pytest.mark.parametrize(("activation", "init"), [("relu", "random-walk"), ("tanh", "random-walk")])

@@ -127,6 +127,12 @@ def test_processes_with_different_data(place, tmp_path):
     assert "; give all of them the same files" in output
 
 
+def test_processes_with_other_settings(place, tmp_path):
+    process = start(place, tmp_path / "a", 2, "dict(lr=0.1 * (1 + int(os.environ['RANK'])))")
+    output, _ = process.communicate(timeout=200)
+    assert "DataError: the processes do not have the same settings: process 0: " in output
+
+
 def test_a_batch_that_cannot_be_divided(place, tmp_path):
     process = start(place, tmp_path / "a", 2, "dict(batch=33)")
     output, _ = process.communicate(timeout=200)

@@ -79,6 +79,11 @@ def files_of(repository: str, data_dir: Path) -> tuple[str, dict[Split, list[str
     name, title = repository.rpartition("/")[2], title_of(repository)
     if not data_dir.is_dir():
         raise OptionError(f"there is no data folder {str(data_dir)!r}; without a data folder {title} is downloaded")
+    others = {"mnist", *_TITLES} - {name}
+    if data_dir.resolve().name in others and not (data_dir / name).is_dir():
+        raise DataError(
+            f"the data folder {str(data_dir)!r} is {title_of(data_dir.resolve().name)}'s by its name; asked for was {title}"
+        )
     # The subfolder first: a folder of many sets may hold files of another one too.
     for folder in (data_dir / name, data_dir / name.replace("-", "_"), data_dir):
         for kind, find in (("parquet", _parquet_files), ("imagefolder", _class_folders)):

@@ -47,6 +47,7 @@ def init_(
     forward: Forward | None = None,
     skip: str | Iterable[str] = (),
     generator: torch.Generator | None = None,
+    distributed: bool = True,
 ) -> Report:
     """Initialize all weights of ``model`` in place by one of the schemes that the paper compares; biases become 0.
 
@@ -84,6 +85,7 @@ def init_(
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
         skip: shell-style patterns of weights to leave as they are, as for `goodinit.lsuv_`.
         generator: source of the random numbers; torch's global one by default.
+        distributed: of LSUV, as for `goodinit.lsuv_`.
 
     Returns:
         A `Report` with one record a weight, status ``drawn`` if the scheme filled it; for LSUV that of `goodinit.lsuv_`.
@@ -106,7 +108,7 @@ def init_(
     check_model(model)
     _check(scheme, nonlinearity, gain)
     if scheme in LSUV:
-        return lsuv_(model, data, pre_init=LSUV[scheme], forward=forward, skip=skip, generator=generator)
+        return lsuv_(model, data, pre_init=LSUV[scheme], forward=forward, skip=skip, generator=generator, distributed=distributed)
     start = time.perf_counter()
     options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
     undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)

@@ -15,7 +15,7 @@ from goodinit.paper.config import Training
 from goodinit.paper.files import write_whole
 
 State = dict[str, Any]
-_FORMAT = 2
+_FORMAT = 3
 
 
 class CheckpointError(GoodinitError, RuntimeError):

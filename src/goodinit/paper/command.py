@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,23 +54,35 @@ def list_() -> None:
         counts = {len(cells) for cells in experiment.cells.values()}
         table.add_row(experiment.name, experiment.source, experiment.title, ", ".join(map(str, sorted(counts))))
     Console().print(table)
-    typer.echo("\nbudgets: smoke (seconds), short (minutes a run), full (as published; most need a GPU)")
+    typer.echo(
+        "\nbudgets: smoke (seconds; too short to learn anything), short (minutes a run), full (as published; most need a GPU)"
+    )
+    for experiment in experiments.experiments():
+        for budget in set(experiment.cells) - {"smoke", "short", "full"}:
+            typer.echo(f"{experiment.name} has another one, {budget}: {experiment.budgets[budget]}")
 
 
 @app.command()
 def report(
     *,
     results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the rows.")] = RESULTS,
+    own: Annotated[
+        list[Path] | None, typer.Option("--experiment", metavar="FILE.toml", help="One of your own, to be on the page too.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page; its pictures go into a folder beside it.")] = Path(
         "paper.md"
     ),
 ) -> None:
     """Write the page with our figures beside the published ones, from the rows alone."""
     with errors_shown():
-        from goodinit.paper.page import write_page  # noqa: PLC0415 - other commands do not need it
+        from goodinit.paper import experiment as experiments  # noqa: PLC0415 - other commands do not need it
+        from goodinit.paper.page import write_page  # noqa: PLC0415
         from goodinit.paper.results import Results  # noqa: PLC0415
 
-        pictures = write_page(Results(results).read(), out)
+        rows = Results(results)
+        if not rows.file.exists():
+            raise OptionError(f"there are no rows in {str(results)!r} (no runs.jsonl); goodinit reproduce … --results makes them")
+        pictures = write_page(rows.read(), out, [experiments.read(path) for path in own or ()])
     typer.echo(f"{out}, and {len(pictures)} pictures in {out.with_suffix('')}")
 
 
@@ -78,8 +93,9 @@ def run(
     budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds; minutes a run; as published.")] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
     only: Annotated[
-        str, typer.Option(metavar="ROW,ROW/COLUMN,…", help="Which cells; * and ? as in a shell.", show_default="all")
-    ] = "",
+        list[str] | None,
+        typer.Option(metavar="ROW,ROW/COLUMN,…", help="Which cells; * and ? as in a shell.", show_default="all"),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of image sets, or of one.", show_default="download")
     ] = None,
@@ -93,8 +109,8 @@ def run(
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT|auto", help="A cluster that runs.", show_default="one of this machine")
     ] = None,
-    cpus: Annotated[int, typer.Option(help="Of each run on Ray, and its threads.")] = 1,
-    gpus: Annotated[float, typer.Option(help="Of each run on Ray.", show_default="1 with --device cuda, else 0")] = -1.0,
+    cpus: Annotated[int | None, typer.Option(help="Of each run on Ray, and its threads.", show_default="1")] = None,
+    gpus: Annotated[float | None, typer.Option(help="Of each run on Ray.", show_default="1 with --device cuda, else 0")] = None,
     tensorboard: Annotated[Path | None, typer.Option(metavar="DIR", help="Write loss and accuracy for TensorBoard.")] = None,
 ) -> None:
     """Run an experiment: `reproduce table3` is short for `reproduce run table3`."""
@@ -110,28 +126,44 @@ def run(
         from goodinit.paper.world import processes  # noqa: PLC0415
 
         experiment = experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)
-        patterns = tuple(pattern.strip() for pattern in only.split(",") if pattern.strip())
+        patterns = tuple(pattern.strip() for given in only or () for pattern in given.split(",") if pattern.strip())
         order = Order(
             experiment, budget, seeds, patterns, data_dir, device_named(device), compiled, precision or None, save_every
         )
         order.runs()  # refuses what cannot be meant
+        if threads < 0:
+            raise OptionError(f"threads must be 1 or more; got {threads}")
         if threads:
             torch.set_num_threads(threads)
-        launch = _launcher(launcher, ray_address, cpus, gpus if gpus >= 0 else float(order.device == "cuda"))
+        if launcher == "local" and (ray_address is not None or cpus is not None or gpus is not None):
+            raise OptionError("--ray-address, --cpus and --gpus are for --launcher ray; this process has --threads and --device")
+        if launcher == "ray" and tensorboard is not None:
+            raise OptionError(
+                "--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not"
+            )
+        gpus = float(order.device == "cuda") if gpus is None else gpus
+        launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)
         finished = Results(results)
         provenance = Provenance.gathered(_command(order), order.device, compiled=compiled)
-        with processes(order.device) as world, audience(world.first, tensorboard) as shown:
+        with processes(order.device) as world, audience(world.first, tensorboard) as shown, _taken_up_again():
             count = reproduce(order, finished, provenance, shown, launch)
         if world.first:
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+
+
+@contextmanager
+def _taken_up_again() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("goodinit: interrupted; the same command goes on where this one was", err=True)
+        sys.exit(130)
 
 
 def _launcher(name: str, address: str | None, cpus: int, gpus: float) -> Launcher | None:
     if name not in ("local", "ray"):
         raise OptionError(f"launcher must be local or ray; got {name!r}{did_you_mean(name, ('local', 'ray'))}")
     if name == "local":
-        if address:
-            raise OptionError(f"a Ray address needs --launcher ray; got {address!r} with the launcher local")
         return None
     from goodinit.paper.launch_ray import on_ray  # noqa: PLC0415 - needs the extra
 
@@ -147,4 +179,4 @@ def _command(order: Order) -> str:
         "--precision": order.precision,
     }
     words = [word for option, value in options.items() if value for word in (option, value)]
-    return shlex.join(["goodinit", "reproduce", order.experiment.name, *words, *(["--compile"] if order.compiled else [])])
+    return shlex.join(["goodinit", "reproduce", order.experiment.command, *words, *(["--compile"] if order.compiled else [])])

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 
 from goodinit.errors import OptionError, did_you_mean
 from goodinit.paper.blocks import ACTIVATIONS, NORMS
-from goodinit.paper.networks import NETWORKS, ImageNet
-from goodinit.schemes import SCHEMES
+from goodinit.paper.networks import NETWORKS, ImageNet, Shape
+from goodinit.schemes import LSUV, SCHEMES
 
 # Initializations of goodinit.paper.newer.
 NEWER = ("bvlc", "krahenbuhl", "gradinit")
@@ -114,6 +114,10 @@ class Training(Settings):
     weight_decay: float = 0.0005
     bias_decay: bool = False
     """Whether the biases of convolutions decay too."""
+    linear_bias_decay: bool = True
+    """Whether those of linear layers do."""
+    bias_lr: float = 1.0
+    """What the learning rate of biases is multiplied by; Caffe's ImageNet networks have 2."""
     schedule: str = "step"
     """``"step"``, or ``"poly"``: lr (1 - iteration / iterations)^power."""
     power: float = 0.5
@@ -127,7 +131,7 @@ class Training(Settings):
     """After how many iterations to stop, whatever the schedule has; 0: at its end."""
     batch: int = 128
     pixels: str = "gcn"
-    """``"gcn"``, ``"scaled"`` or ``"standardized"``, see `goodinit.paper.pixels.Preprocessing`."""
+    """``"gcn"``, ``"scaled"``, ``"standardized"`` or ``"centred"``, see `goodinit.paper.pixels.Preprocessing`."""
     image_size: int = 0
     """What images are resized to when they are decoded; 0: not at all."""
     crop: int = 0
@@ -156,25 +160,44 @@ class Training(Settings):
         "init": (*SCHEMES, *NEWER),
         "loss": ("softmax", "hinge"),
         "optimizer": ("sgd", "rmsprop"),
-        "pixels": ("gcn", "scaled", "standardized"),
+        "pixels": ("gcn", "scaled", "standardized", "centred"),
         "schedule": ("step", "poly"),
         "method": ("plain", "hints", "distillation"),
         "teacher": ("", *NETWORKS),
         "teacher_init": SCHEMES,
         "precision": ("float32", "bfloat16"),
     }
-    positive = ("lr", "init_gain", "gamma", "init_batch", "iterations", "batch", "evaluations", "train_images", "test_images")
+    positive = (
+        *("lr", "init_gain", "gamma", "init_batch", "iterations", "batch", "evaluations", "train_images", "test_images"),
+        *("temperature", "bias_lr", "classes"),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if list(self.milestones) != sorted(self.milestones):
             raise OptionError(f"milestones must not fall; got {list(self.milestones)}")
+        for key, least in {"pad": 0, "stop": 0, "hint_iterations": 0, "image_size": 0, "crop": 0, "depth": 0, "seed": 0}.items():
+            if getattr(self, key) < least:
+                raise OptionError(f"{key} must be {least} or more; got {getattr(self, key)}")
+        if self.stop > self.iterations:
+            raise OptionError(f"stop={self.stop} is behind the end of the schedule, iterations={self.iterations}")
+        if self.init_gain != 1 and self.init in ("default", *LSUV, *NEWER):
+            raise OptionError(f"init={self.init!r} knows no gain; got init_gain={self.init_gain}")
+        if self.method != "plain" and self.loss != "softmax":
+            raise OptionError(f"distillation is by softmax; got loss={self.loss!r}")
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
         if (self.method == "plain") != (self.teacher == ""):
             raise OptionError(
                 f"method={self.method!r} and teacher={self.teacher!r}: hints and distillation need a teacher, nothing else"
             )
         if (self.method == "hints") != (self.hint_iterations > 0):
             raise OptionError(f"method={self.method!r} and hint_iterations={self.hint_iterations}: hints need some, nothing else")
+        for role, name in (("teacher", self.teacher), ("network", self.network)):
+            network = NETWORKS.get(name)
+            if self.method == "hints" and not (isinstance(network, Shape) and network.body.count("pool") > 0):
+                raise OptionError(f"hints need stages of convolutions; the {role} {name!r} has none")
 
     @property
     def total(self) -> int:
@@ -184,8 +207,11 @@ class Training(Settings):
     @property
     def teacher_run(self) -> Training:
         """The training of the teacher: one for all seeds."""
-        plain = replace(self, method="plain", teacher="", hint_iterations=0, loss="softmax", updates=False, seed=0)
-        return replace(plain, network=self.teacher, init=self.teacher_init)
+        changed: dict[str, Any] = {"network": self.teacher, "init": self.teacher_init, "teacher": "", "seed": 0}
+        # What makes no difference to the teacher is as it is by default, so that students that differ in it share one.
+        by_default = ("method", "hint_iterations", "updates", "temperature", "distill_from", "distill_to", "teacher_init", "stop")
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in by_default}
+        return replace(self, **changed, **defaults)
 
     def __str__(self) -> str:
         some = {
@@ -254,10 +280,15 @@ class Walk(Settings):
         "network": ("mlp", "highway-mlp"),
         "activation": ACTIVATIONS,
         "init": SCHEMES,
-        "pixels": ("gcn", "scaled", "standardized"),
+        "pixels": ("gcn", "scaled", "standardized", "centred"),
         "precision": ("float32",),
     }
-    positive = ("depth", "batch", "draws")
+    positive = ("batch", "draws")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.depth < 4:
+            raise OptionError(f"a walk needs depth=, the number of layers, of 4 or more; got {self.depth}")
 
     def __str__(self) -> str:
         return f"walk-{self.network}-{self.depth}-{self.activation}-{self.init}-seed{self.seed}"

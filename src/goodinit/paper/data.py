@@ -28,6 +28,8 @@ REPOSITORIES = {
     "tiny-imagenet": "zh-plus/tiny-imagenet",
     "imagenet": "ILSVRC/imagenet-1k",
 }
+# What some of them are known to be: (channels, height, width), number of classes.
+_KNOWN = {"mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
 _FORMAT = 1  # of the cache
 
 
@@ -105,7 +107,13 @@ def load(
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         shapes = [tuple(part.pixels.shape[1:]) for part in parts]
         raise DataError(f"the training images of {name} are of shape {shapes[0]}, its test images of shape {shapes[1]}")
-    return ImageSet(name, train, test)
+    found = ImageSet(name, train, test)
+    if name in _KNOWN and not size and (found.shape, found.classes) != _KNOWN[name]:
+        raise DataError(
+            f"{title_of(name)} has {_KNOWN[name][1]} classes of images of shape {_KNOWN[name][0]}; what is in "
+            f"{str(data_dir) if data_dir else REPOSITORIES[name]!r} has {found.classes} of shape {found.shape}"
+        )
+    return found
 
 
 def default_cache() -> Path:

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.errors import OptionError, did_you_mean
-from goodinit.paper.config import KINDS, Run, refuse_unknown, run_of
+from goodinit.paper.config import KINDS, Run, Training, refuse_unknown, run_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,6 +47,7 @@ _KEYS = ("title", "source", "note", "kind", "recipe", "set", "columns", "score",
 _ROW_KEYS = ("name", "title", "panel", "recipe", "set", "columns", "score", "published")
 _SCORES = ("accuracy", "error")
 _FIGURES = ("", "curves", "updates", "columns", "walks")
+_SETTINGS = tuple({name: None for kind in KINDS.values() for name in kind.__dataclass_fields__})
 Table = Mapping[str, Any]
 
 
@@ -73,6 +74,8 @@ class Experiment:
     """One table or figure."""
 
     name: str
+    command: str
+    """What ``goodinit reproduce`` calls it: its name, or its file."""
     title: str
     source: str
     note: str
@@ -128,7 +131,8 @@ def named(name: str) -> Experiment:
         OptionError: there is none of that name.
     """
     if name not in names():
-        raise OptionError(f"there is no experiment {name!r}{did_you_mean(name, names())}; there are {', '.join(names())}")
+        known = [*names(), "list", "report", "run", *(path.name for path in Path.cwd().glob("*.toml"))]
+        raise OptionError(f"there is no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(names())}")
     return read(_HERE / "experiments" / f"{name}.toml")
 
 
@@ -143,17 +147,26 @@ def read(path: Path) -> Experiment:
     refuse_unknown(file, _KEYS, where)
     if not isinstance(file.get("title"), str) or not file.get("rows"):
         raise OptionError(f"{where}: an experiment needs a title and rows")
+    if not isinstance(file["rows"], list):
+        raise OptionError(f"{where}: rows are written [[rows]], one after the other; got {file['rows']!r}")
     _one_of(file.get("kind", "training"), tuple(KINDS), f"{where}: kind")
     _one_of(file.get("figure", ""), _FIGURES, f"{where}: figure")
     for row in file["rows"]:
-        refuse_unknown(row, _ROW_KEYS, f"{where}: rows")
-        if "name" not in row:
+        refuse_unknown(_table(row, f"{where}: rows"), _ROW_KEYS, f"{where}: rows")
+        if not isinstance(row.get("name"), str):
             raise OptionError(f"{where}: a row needs a name; got {dict(row)}")
-    budgets = {**_recipes()["budgets"], **file.get("budgets", {})}
+    names_ = [row["name"] for row in file["rows"]]
+    if len(set(names_)) < len(names_):
+        raise OptionError(f"{where}: rows need different names; got {', '.join(names_)}")
+    built_in = _recipes()["budgets"]
+    if file.get("kind", "training") != "training":  # their settings are those of trainings
+        built_in = {name: {"note": budget.get("note", "")} for name, budget in built_in.items()}
+    budgets = {**built_in, **_table(file.get("budgets", {}), f"{where}: budgets")}
     for name, budget in budgets.items():
-        refuse_unknown(budget, ("note", "set", "where"), f"{where}: budgets.{name}")
+        refuse_unknown(_table(budget, f"{where}: budgets.{name}"), ("note", "set", "where"), f"{where}: budgets.{name}")
     return Experiment(
         path.stem,
+        str(path.name) if path.parent != _HERE / "experiments" else path.stem,
         file["title"],
         file.get("source", ""),
         file.get("note", ""),
@@ -170,9 +183,12 @@ def read(path: Path) -> Experiment:
 def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
     kind = file.get("kind", "training")
     for row in file["rows"]:
-        columns = row.get("columns", file.get("columns", {}))
+        columns = _table(row.get("columns", file.get("columns", {})), f"{where}: columns")
         if len(columns) > 1:
             raise OptionError(f"{where}: columns are the values of one setting; got {', '.join(columns)}")
+        for key, values in columns.items():
+            if not isinstance(values, list):
+                raise OptionError(f"{where}: columns.{key} must be a list of values; got {values!r}")
         score = _one_of(row.get("score", file.get("score", "accuracy")), _SCORES, f"{where}: score")
         recipe = _recipe(row.get("recipe", file.get("recipe")), where)
         published = _published(row)
@@ -180,7 +196,8 @@ def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
             refuse_unknown(published, [str(v) for values in columns.values() for v in values] or [""], f"{where}: published")
         axis: Sequence[tuple[str, Table]] = [(str(v), {key: v}) for key, values in columns.items() for v in values] or [("", {})]
         for column, chosen in axis:
-            settings: Table = {**recipe, **file.get("set", {}), **row.get("set", {}), **chosen}
+            common, own = (_table(part.get("set", {}), f"{where}: set") for part in (file, row))
+            settings: Table = {**recipe, **common, **own, **chosen}
             settings = _shrunk(_with_exceptions(settings, file.get("where", ()), where), budget, where)
             run = run_of(kind, settings, f"{where}, {row['name']}")
             yield Cell(row["name"], column, run, score, published.get(column))
@@ -195,9 +212,11 @@ def _published(row: Table) -> dict[str, float | str]:
 def _with_exceptions(settings: Table, exceptions: Sequence[Table], where: str) -> Table:
     """Settings with those of the exceptions that hold for them."""
     for exception in exceptions:
-        refuse_unknown(exception, ("if", "set"), f"{where}: where")
-        if all(settings.get(key) == value for key, value in exception["if"].items()):
-            settings = {**settings, **exception["set"]}
+        refuse_unknown(_table(exception, f"{where}: where"), ("if", "set"), f"{where}: where")
+        condition, change = (_table(exception.get(key), f"{where}: where.{key}") for key in ("if", "set"))
+        refuse_unknown(condition, _SETTINGS, f"{where}: where.if")
+        if all(settings.get(key) == value for key, value in condition.items()):
+            settings = {**settings, **change}
     return settings
 
 
@@ -205,9 +224,15 @@ def _shrunk(settings: Table, budget: Table, where: str) -> Table:
     """Settings for a budget: where it has fewer iterations, milestones move in proportion."""
     asked = budget.get("set", {})
     if "iterations" in asked and "milestones" in settings and "milestones" not in asked:
-        share = asked["iterations"] / settings["iterations"]
+        share = asked["iterations"] / settings.get("iterations", Training.iterations)
         settings = {**settings, "milestones": [round(milestone * share) for milestone in settings["milestones"]]}
     return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)
+
+
+def _table(value: Any, what: str) -> Table:
+    if not isinstance(value, Mapping):
+        raise OptionError(f"{what} must be a table, {{ key = value }}; got {value!r}")
+    return value
 
 
 @cache

@@ -104,7 +104,7 @@ def _columns(ax: Axes, rows: Rows) -> None:
 def _accuracy(result: Result) -> float:
     """The final one; of a run that diverged that of a network that guesses."""
     final = result.row["final_accuracy"]
-    return 0.1 if final is None else float(final)
+    return float(result.row["guessing"] if final is None else final)
 
 
 def _spread(ax: Axes, xs: Sequence[int], values: Sequence[Sequence[float]], i: int) -> None:

@@ -27,14 +27,15 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         SaveError: the disk is full, the folder read-only, or the like.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished: str | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
             unfinished = file.name
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(unfinished).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         os.replace(unfinished, path)  # noqa: PTH105 - as atomic as Path.replace, of a name that is a string
     except OSError as error:
         raise SaveError(f"cannot save {path.name} in {str(path.parent)!r}: {error.strerror}; {len(content):,} bytes") from error
@@ -50,9 +51,9 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
         SaveError: the disk is full, the folder read-only, or the like.
     """
     line = json.dumps(row, allow_nan=False).encode() + b"\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path, wait=True), path.open("ab+", buffering=0) as file:
-        end = _end_of_whole_lines(file)
+    with locked(path, wait=True), _opened(path) as file:
+        end, missing = _end_of_whole_lines(file)
+        line = missing + line
         try:
             file.truncate(end)  # what a killed process left of a line
             written = file.write(line)
@@ -65,30 +66,55 @@ def append_line(path: Path, row: dict[str, Any]) -> None:
             raise SaveError(f"cannot append to {str(path)!r}: {error.strerror}; the rows in it are as they were") from error
 
 
-def _end_of_whole_lines(file: Any) -> int:
-    """Where the last newline ends."""
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        file = path.open("ab+", buffering=0)
+    except OSError as error:
+        raise SaveError(f"cannot append to {str(path)!r}: {error.strerror}") from error
+    with file:
+        yield file
+
+
+def _end_of_whole_lines(file: Any) -> tuple[int, bytes]:
+    """Where the last whole line ends, and what it lacks: a newline that somebody's editor took away."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     content = file.read(size)
-    return int(content.rfind(b"\n") + 1)
+    end = content.rfind(b"\n") + 1
+    return (size, b"\n") if _is_row(content[end:]) else (int(end), b"")
+
+
+def _is_row(text: bytes) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; none if there is no such file.
+    """All whole lines; none if there is no such file. What a killed process left of a line is left out.
 
     Raises:
-        SaveError: a line is no JSON object.
+        SaveError: it cannot be read, or a line is no JSON object.
     """
     if not path.exists():
         return []
+    try:
+        *lines, last = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise SaveError(f"cannot read {str(path)!r}: {error.strerror}") from error
     rows: list[dict[str, Any]] = []
-    *lines, _torn = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise SaveError(f"line {number} of {str(path)!r} is not JSON ({error}); mend it or take it out") from error
-        rows.append(row)
+    for number, line in enumerate([*lines, *([last] if _is_row(last) else [])], 1):
+        if not _is_row(line):
+            raise SaveError(f"line {number} of {str(path)!r} is no JSON object: {line[:60]!r}; mend it or take it out")
+        rows.append(json.loads(line))
     return rows
 
 
@@ -102,7 +128,10 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
     require("filelock", extra="paper")
     import filelock  # noqa: PLC0415 - needs the extra
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SaveError(f"cannot make the folder {str(path.parent)!r}: {error.strerror}") from error
     lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0)
     try:
         lock.acquire()

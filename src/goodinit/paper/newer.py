@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from goodinit.errors import OptionError
+from goodinit.guard import restored
 from goodinit.paper.config import Training
 from goodinit.paper.imagenet import GoogLeNet
 from goodinit.paper.objectives import Loss
@@ -19,7 +20,7 @@ from goodinit.report import Record, Report
 from goodinit.schemes import init_
 
 _LAYERS = (nn.Conv2d, nn.Linear)
-_SMALLEST = 1e-8
+_SMALLEST = 1e-6
 # Of GradInit, from its paper for SGD: bound on the gradient's norm, learning rate of the trial step, smallest scale.
 _BOUND, _TRIAL_RATE, _SMALLEST_SCALE = 1.0, 0.1, 0.01
 # Ours: steps and learning rate of the scales; the paper has an epoch of steps at 1e-3 to 1e-2.
@@ -83,7 +84,9 @@ def krahenbuhl_(model: nn.Module, x: Tensor, *, generator: torch.Generator | Non
     def normalize(module: nn.Module, _args: object, z: Tensor) -> Tensor:
         assert isinstance(module, _LAYERS)
         others = [axis for axis in range(z.dim()) if axis != 1]
-        mean, std = z.mean(others), z.std(others, correction=0).clamp_min(_SMALLEST)
+        mean, std = z.mean(others), z.std(others, correction=0)
+        alive = std > _SMALLEST * std.max()  # of a channel that is constant the weights stay as they are
+        std = torch.where(alive, std, 1.0)
         each = [1, -1, *[1] * (z.dim() - 2)]
         module.weight.div_(std.view(-1, *[1] * (module.weight.dim() - 1)))
         if module.bias is not None:
@@ -91,10 +94,11 @@ def krahenbuhl_(model: nn.Module, x: Tensor, *, generator: torch.Generator | Non
             z = z - mean.view(each)
         z = z / std.view(each)
         before = report[f"{names[module]}.weight"]
-        records.append(Record(before.name, before.operator, before.shape, "scaled", 1.0, before.std_before, z.std().item(), 1.0))
+        status = "scaled" if bool(alive.all()) else "no-signal"
+        records.append(Record(before.name, before.operator, before.shape, status, 1.0, before.std_before, z.std().item(), 1.0))
         return z
 
-    with _hooked(model, normalize):
+    with restored(model), _hooked(model, normalize):
         model(x)
     return Report(tuple(records), 2, time.perf_counter() - start, report.sampling_seconds)
 

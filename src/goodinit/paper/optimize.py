@@ -36,9 +36,8 @@ class Solver:
     def __init__(self, run: Training, model: nn.Module) -> None:
         self._run = run
         groups = [
-            {"params": params, "weight_decay": run.weight_decay if decays else 0.0}
-            for decays, params in _by_decay(model, biases=run.bias_decay).items()
-            if params
+            {"params": params, "weight_decay": run.weight_decay if decays else 0.0, "lr_mult": rate}
+            for (decays, rate), params in _groups(run, model).items()
         ]
         # One kernel for all weights instead of several for each.
         fused = torch.device("cpu") if not groups else groups[0]["params"][0].device  # type: ignore[index]  # a list
@@ -52,8 +51,9 @@ class Solver:
         """The update of an iteration, counted from 0, from the gradients that are there."""
         rate = learning_rate(self._run, iteration)
         for group in self.optimizer.param_groups:
-            if group["lr"] != rate:
-                self._change_rate(group, rate)
+            own = rate * group["lr_mult"]
+            if group["lr"] != own:
+                self._change_rate(group, own)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -74,12 +74,14 @@ def learning_rate(run: Training, iteration: int) -> float:
     return run.lr * run.gamma ** bisect.bisect_right(run.milestones, iteration)
 
 
-def _by_decay(model: nn.Module, *, biases: bool) -> dict[bool, list[nn.Parameter]]:
-    """Parameters that decay, and those that do not: batch normalization's and, unless asked for, biases of convolutions."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def _groups(run: Training, model: nn.Module) -> dict[tuple[bool, float], list[nn.Parameter]]:
+    """Parameters by whether they decay and by the factor on their learning rate. Batch normalization's do not decay."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for module in model.modules():
+        normalizes = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        decays = run.bias_decay if isinstance(module, nn.modules.conv._ConvNd) else run.linear_bias_decay
         for name, parameter in module.named_parameters(recurse=False):
-            is_bias = isinstance(module, nn.modules.conv._ConvNd) and name == "bias"
-            exempt = isinstance(module, nn.modules.batchnorm._BatchNorm) or (is_bias and not biases)
-            groups[not exempt].append(parameter)
+            is_bias = name == "bias" and not normalizes
+            key = not normalizes and (decays or not is_bias), run.bias_lr if is_bias else 1.0
+            groups.setdefault(key, []).append(parameter)
     return groups

@@ -39,6 +39,8 @@ class Progress:
     diverged_at: int | None = None
     """The iteration, from 1, whose loss was not finite."""
     interruptions: int = 0
+    origins: list[str] = field(default_factory=list)
+    """Commits, devices and threads that took part, in their order."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,13 @@ something open, the source says what was chosen.
 """
 
 
-def write_page(results: Sequence[Result], out: Path) -> list[Path]:
+def write_page(results: Sequence[Result], out: Path, own: Sequence[Experiment] = ()) -> list[Path]:
     """Write the page, and its pictures into a folder of its name beside it.
+
+    Args:
+        results: the rows.
+        out: the page.
+        own: experiments that do not come with goodinit.
 
     Returns:
         The pictures.
@@ -46,10 +51,10 @@ def write_page(results: Sequence[Result], out: Path) -> list[Path]:
         SaveError: it cannot be written.
         MissingExtraError: matplotlib is not installed.
     """
-    folder = out.with_suffix("")
+    folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-pictures")
     pictures: list[Path] = []
     parts = [_INTRODUCTION]
-    for experiment in experiments():
+    for experiment in (*experiments(), *own):
         parts.append(_heading(experiment))
         for table in fillings(experiment, results, _SHOWN):
             if table.budget == _HIDDEN:

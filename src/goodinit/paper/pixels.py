@@ -26,7 +26,8 @@ class Preprocessing:
     kind: str
     """``"scaled"``: pixels times 0.004, as for MNIST. ``"gcn"``: global contrast normalization, every image to mean 0 and std 1
     over all its pixels and channels, then minus the mean of the training images so normalized. ``"standardized"``: every channel
-    minus its mean and divided by its std over the training images."""
+    minus its mean and divided by its std over the training images. ``"centred"``: every channel minus its mean, from 0 to 255, as
+    Caffe's ImageNet networks have it."""
     mean: Tensor | None = None
     """The mean image (channels, height, width), or the channels' means (channels, 1, 1), on the device that trains."""
     std: Tensor | None = None
@@ -48,6 +49,8 @@ class Preprocessing:
         if kind == "gcn":
             return cls(kind, mean.float())
         by_channel = mean.mean((1, 2), keepdim=True)
+        if kind == "centred":
+            return cls(kind, by_channel.float())
         std = ((squares / len(train)).mean((1, 2), keepdim=True) - by_channel.square()).sqrt()
         return cls(kind, by_channel.float(), std.clamp_min(1e-3).float())
 
@@ -61,7 +64,7 @@ class Preprocessing:
             # An image of one colour has std 0, and nothing to be normalized.
             mean, std = flat.mean(1), flat.std(1, correction=0).clamp_min_(1)
             x = x.sub_(_each(mean)).div_(_each(std))
-        else:
+        elif self.kind == "standardized":
             x = x.div_(255)
         x = x if self.mean is None else x.sub_(self.mean)
         return x if self.std is None else x.div_(self.std)

@@ -105,6 +105,14 @@ class Provenance:
             }
         )
 
+    @property
+    def origin(self) -> str:
+        """What does the work, in a line."""
+        facts = self.common
+        commit_ = f"{str(facts['commit'])[:10]}{' with changes' if facts['dirty'] else ''}"
+        compiled = ", compiled" if facts["compiled"] else ""
+        return f"{commit_}, {facts['device']}, {facts['machine']['threads']} threads{compiled}"
+
     def row(self, run: Run, place: Mapping[str, Any], measured: Mapping[str, Any]) -> Row:
         """A row of a finished run."""
         date = f"{now():%Y-%m-%dT%H:%M:%SZ}"
@@ -126,6 +134,7 @@ def of_training(run: Training, outcome: Outcome, data: Mapping[str, Any], proces
         "train_seconds": round(progress.seconds, 3),
         "init_seconds": round(progress.init_seconds, 4),
         "interruptions": progress.interruptions,
+        **({"origins": progress.origins} if len(progress.origins) > 1 else {}),
         "processes": processes,
         "weights_sha256": outcome.weights_sha256,
         "data": dict(data),

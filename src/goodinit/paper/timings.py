@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from goodinit.paper.blocks import NORMS
 from goodinit.paper.config import Timing
-from goodinit.paper.networks import NETWORKS, make_network
+from goodinit.paper.networks import NETWORKS, ImageNet, make_network
 from goodinit.schemes import init_
 
 Seconds = dict[str, list[float]]
@@ -74,7 +74,8 @@ def _steps(run: Timing, model: nn.Module, x: Tensor) -> Callable[[], None]:
     def steps() -> None:
         for _ in range(run.steps):
             with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=run.precision == "bfloat16"):
-                loss = F.cross_entropy(model(x), labels)
+                scores = model(x)
+                loss = F.cross_entropy(scores if isinstance(scores, Tensor) else scores[0], labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -85,7 +86,8 @@ def _steps(run: Timing, model: nn.Module, x: Tensor) -> Callable[[], None]:
 def _network(run: Timing, norm: str, device: torch.device) -> tuple[nn.Module, Tensor]:
     """A network, and noise for it."""
     shape = NETWORKS[run.network]
-    model = make_network(run.network, activation=run.activation, norm=norm, depth=run.depth)
+    classes = 1000 if isinstance(shape, ImageNet) else 10
+    model = make_network(run.network, activation=run.activation, norm=norm, depth=run.depth, classes=classes)
     x = torch.randn(run.batch, shape.channels, shape.published_pixels, shape.published_pixels, device=device)
     placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
     return placed.train(), x.to(memory_format=torch.channels_last)

@@ -29,6 +29,7 @@ def train(
     teacher: nn.Module | None = None,
     checkpoint: Checkpoint | None = None,
     compiled: bool = False,
+    origin: str = "",
     observers: Sequence[Observer] = (),
 ) -> Outcome:
     """Run one training from its beginning or its checkpoint to its end.
@@ -43,6 +44,7 @@ def train(
         teacher: the trained teacher, for hints and distillation.
         checkpoint: where to keep the state, about once a minute.
         compiled: whether to train with torch.compile.
+        origin: what does the training: the progress has a list of those that took part in it.
         observers: told how it goes.
 
     Raises:
@@ -56,12 +58,13 @@ def train(
     with _own_randomness(device):
         trainer = Trainer(run, images, device, world, teacher, compiled=compiled)
         report = None
-        state = checkpoint.load() if checkpoint else None
-        world.wait()  # until all have read it
+        state = world.of_first(checkpoint.load() if checkpoint and world.first else None)
         if state is None:
             report = trainer.initialize()
         else:
             trainer.take_up(state)
+        if origin and origin not in trainer.progress.origins:
+            trainer.progress.origins.append(origin)
         for observer in observers:
             observer.begins(run, images, trainer.progress, report)
         if state is None:

@@ -63,6 +63,7 @@ class Trainer:
         self.model: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
         self._teacher = None if teacher is None else teacher.to(device)
         self._compiled = compiled
+        self._data = [images.train.facts.sha256, images.test.facts.sha256]
         self._train = images.train.first(run.train_images).to(device)
         self._test = images.test.first(run.test_images).to(device)
         self._preprocessing = Preprocessing.fitted(run.pixels, self._train, device)
@@ -99,6 +100,7 @@ class Trainer:
         batches = self._batches_of(run.init_batch, seed_of(run.seed, "init batch"), Share())  # the same in all processes
         report = initialize_(self.model, run, batches, generator)
         prepare_(self.model, gate_bias=run.gate_bias)
+        self.world.copy_from_first_(self.model)
         self.progress.init_seconds = time.perf_counter() - start
         torch.manual_seed(seed_of(run.seed, "dropout", *([self.world.rank] if self.world.rank else [])))
         return report
@@ -145,6 +147,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Test the network on all test images."""
         self.model.eval()
+        self.world.copy_from_first_(self.model)  # statistics of batch normalization, which every process has of its own
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         parts = in_order(
             self._test,
@@ -173,6 +176,7 @@ class Trainer:
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         return {
             "progress": asdict(self.progress),
+            "data": self._data,
             "hints": self._hints,
             "model": self.model.state_dict(),
             "regressor": self._objective.regressor.state_dict() if isinstance(self._objective, Hint) else None,
@@ -182,6 +186,11 @@ class Trainer:
 
     def take_up(self, state: State) -> None:
         """Be where the state was taken."""
+        if state["data"] != self._data:
+            raise CheckpointError(
+                f"the checkpoint is of a run on other images of {self.run.data} (SHA-256 {state['data'][0][:12]}…, now "
+                f"{self._data[0][:12]}…); give it the same ones, or delete the checkpoint to begin anew"
+            )
         self.progress = Progress(**state["progress"])
         self.progress.interruptions += 1
         if self._hints and not state["hints"]:
@@ -218,7 +227,9 @@ def initialize_(model: nn.Module, run: Training, batches: Batches, generator: to
         return newer.bvlc_(model, generator=generator)
     # The paper has ReLU's factor for all non-linearities.
     nonlinearity = nonlinearity_of(run.activation) if run.init == "random-walk" else "relu"
-    return init_(model, run.init, x, nonlinearity=nonlinearity, gain=run.init_gain, generator=generator)  # type: ignore[arg-type]  # a name of a scheme
+    scheme: Any = run.init
+    # All processes give it the same images: each by itself finds the same weights.
+    return init_(model, scheme, x, nonlinearity=nonlinearity, gain=run.init_gain, generator=generator, distributed=False)
 
 
 def _tracked(iterations: int) -> frozenset[int]:

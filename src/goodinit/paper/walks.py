@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit.paper.config import Walk, nonlinearity_of
+from goodinit.paper.blocks import prepare_
+from goodinit.paper.config import Training, Walk, nonlinearity_of
 from goodinit.paper.data import ImageSet
 from goodinit.paper.networks import make_network
 from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, seed_of
@@ -50,7 +51,9 @@ def log_norms(run: Walk, classes: int, x: Tensor, labels: Tensor, draw: int) -> 
         z.retain_grad()
         outputs.append(z)
 
-    layers = [module for name, module in model.named_modules() if isinstance(module, nn.Linear) and name.startswith("layer")]
+    prepare_(model, gate_bias=Training.gate_bias)
+    named = model.named_modules()
+    layers = [m for name, m in named if isinstance(m, nn.Linear) and name.startswith("layer") and not name.endswith("gate")]
     handles = [layer.register_forward_hook(keep) for layer in layers]
     F.cross_entropy(model(x), labels).backward()
     for handle in handles:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from goodinit.errors import require
+from goodinit.errors import GoodinitError, require
 from goodinit.paper import timings
 from goodinit.paper.audience import Audience
 from goodinit.paper.checkpoint import Checkpoint
@@ -29,6 +29,10 @@ from goodinit.paper.world import World
 
 FINISHED_BEFORE = "finished before"
 LEFT = "left to another process"
+
+
+class TeacherError(GoodinitError, RuntimeError):
+    """There is no teacher to learn from."""
 
 
 class Worker:
@@ -56,8 +60,11 @@ class Worker:
                     self._audience.leaves_out(cell, run)
                 return verdict
             self._audience.next_run(cell, run)
-            if isinstance(run, Timing):
-                measured = of_timing(run, timings.measure(run, device=self._device, tell=self._audience.measures))
+            if isinstance(run, Timing):  # by one process: several would disturb each other
+                alone = self._world.first
+                measured = of_timing(
+                    run, timings.measure(run, device=self._device, tell=self._audience.measures) if alone else {}
+                )
             elif isinstance(run, Walk):
                 measured = of_walk(run, walks(run, self._sets.of(run), self._device))
             else:
@@ -101,6 +108,7 @@ class Worker:
             teacher=teacher,
             checkpoint=checkpoint,
             compiled=order.compiled,
+            origin=self._provenance.origin,
             observers=[*self._audience.observers, *([observer] if observer else [])],
         )
         return of_training(run, outcome, _facts(images, order.data_dir), self._world.size), outcome
@@ -113,7 +121,8 @@ class Worker:
     def _teacher(self, student: Training) -> nn.Module:
         """The trained teacher of a run: its weights are kept beside the rows, for the students of all seeds."""
         require("safetensors", extra="paper")
-        from safetensors.torch import load_file, save  # noqa: PLC0415 - needs the extra
+        from safetensors import SafetensorError  # noqa: PLC0415 - needs the extra
+        from safetensors.torch import load_file, save  # noqa: PLC0415
 
         run = student.teacher_run
         path = self._results.weights(run)
@@ -126,10 +135,14 @@ class Worker:
                 self._audience.notes(f"first its teacher: {run}")
                 kept = _Weights()
                 measured, _ = self._trained(run, observer=kept)
+                if measured["diverged_at"] is not None:
+                    raise TeacherError(
+                        f"the teacher {run} diverged at iteration {measured['diverged_at']}: nobody can learn from it"
+                    )
                 if self._world.first:
+                    if not self._results.has(run):
+                        self._add(run, "teacher", "", measured)
                     write_whole(path, save(kept.weights))
-                if self._world.of_first(not self._results.has(run)):
-                    self._add(run, "teacher", "", measured)
                 self._results.checkpoint(run).unlink(missing_ok=True)
             self._world.wait()
         images = self._sets.of(run)
@@ -141,7 +154,12 @@ class Worker:
             depth=run.depth,
             pixels=seen_size(run, images),
         )
-        teacher.load_state_dict(load_file(path))
+        try:
+            teacher.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise TeacherError(
+                f"the teacher's weights {str(path)!r} cannot be read ({error}); delete them to train it anew"
+            ) from error
         return teacher
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -50,6 +51,12 @@ class World:
             return module
         ids = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+    def copy_from_first_(self, module: nn.Module) -> None:
+        """Give all processes the first one's parameters and buffers."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.detach(), 0)
 
     def mean_(self, values: Tensor) -> Tensor:
         """Average over the processes, in place."""
@@ -109,7 +116,8 @@ def processes(device: str) -> Iterator[World]:
         if local >= torch.cuda.device_count():
             raise OptionError(f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {torch.cuda.device_count()} GPUs")
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    # A process that dies is noticed at once; one that waits for another process's teacher may take hours.
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     try:
         yield World()
     finally:
