@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from goodinit.errors import OptionError, require
-from goodinit.propagation import Signal
+from goodinit.propagation import Layer
 from goodinit.weights import parameter_name
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def plot_losses(curves: Mapping[str, Sequence[float]], *, ax: Axes | None = None
 
 
 def demo_figure(
-    default: Sequence[Signal], lsuv: Sequence[Signal], losses: Mapping[str, Sequence[float]], *, title: str, guessing: float
+    default: Sequence[Layer], lsuv: Sequence[Layer], losses: Mapping[str, Sequence[float]], *, title: str, guessing: float
 ) -> tuple[Figure, tuple[Axes, Axes]]:
     """Draw what the initialization does to a network: its signals before training, and its training losses.
 
