@@ -117,8 +117,9 @@ class Trail(Generic[T]):
     def find(self, tensor: object) -> T | None:
         """What a tensor is, unless it was overwritten since."""
         reference, version, what = self._seen.get(id(tensor), (None, 0, None))
-        same = isinstance(tensor, Tensor) and reference is not None and reference() is tensor
-        return what if same and tensor._version == version else None
+        if not isinstance(tensor, Tensor) or reference is None or reference() is not tensor:
+            return None
+        return what if tensor._version == version else None
 
     def follow(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make a call that may hand on a tensor that is followed."""

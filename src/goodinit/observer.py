@@ -16,11 +16,10 @@ from torch import Tensor
 
 from goodinit import sharded
 from goodinit.activations import NON_LINEARITIES, NORMALIZATIONS, Flat, Trail, input_of, shape_of
-from goodinit.intercept import Function
 from goodinit.layer import Layer
 from goodinit.ledger import fetched
 from goodinit.operation import Operation, Part
-from goodinit.operators import name_of
+from goodinit.operators import Function, name_of
 from goodinit.summaries import Summary, effective_ranks, folded, gram, histograms, norms, sampled, some_of, summarized
 from goodinit.weights import Weight
 

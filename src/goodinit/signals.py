@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.layer import Finding, Layer
-from goodinit.report import number, printed, table
-from goodinit.verdict import findings_of, verdict_on
+from goodinit.report import number, printed, rich_table, table
+from goodinit.verdict import findings_of, share, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
@@ -98,43 +99,56 @@ class Signal:
         return cls(tuple(_layer(layer) for layer in raw.pop("layers")), **{k: _number_of(v, k) for k, v in raw.items()})
 
     def __str__(self) -> str:
-        return "\n".join([table(*self._table(), right=_RIGHT), self.verdict])
+        head, rows = self._table()
+        return "\n".join([table(head, rows, right=_RIGHT), self.verdict])
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return _COLUMNS, [_cells(layer) for layer in self.layers]
+        """Head and cells; with a loss those of the gradient too."""
+        count = len(_COLUMNS) - (2 if self.loss is None else 0)
+        return _COLUMNS[:count], [_cells(layer, self.lr)[:count] for layer in self.layers]
 
     def show(self) -> None:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
+    def __rich__(self) -> Any:
+        """The table for rich's console; layers at which a fault begins are red."""
+        from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
+        from rich.text import Text  # noqa: PLC0415
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two signals side by side. ``str`` is a table by name."""
-
-    before: Signal
-    after: Signal
-    labels: tuple[str, str] = ("before", "after")
-
-    def __str__(self) -> str:
-        names = dict.fromkeys([layer.name for layer in (*self.before, *self.after)])
-        sides = [{layer.name: layer for layer in signal} for signal in (self.before, self.after)]
-        rows = [(name, *(number(side[name].std) if name in side else "-" for side in sides)) for name in names]
-        return table(("weight", *(f"std {label}" for label in self.labels)), rows, right=frozenset({1, 2}))
+        head, rows = self._table()
+        bad = {finding.layer for finding in self.findings}
+        styles = ["bold red" if layer.name in bad else None for layer in self.layers]
+        return Group(rich_table(head, rows, right=_RIGHT, styles=styles), Text(self.verdict))
 
 
-_COLUMNS = ("weight", "operator", "shape", "mean", "std", "sample std")
-_RIGHT = frozenset({3, 4, 5})
+_COLUMNS = ("weight", "operator", "std", "of samples", "rank", "then", "gradient", "update")
+_RIGHT = frozenset({2, 3, 4, 6, 7})
 
 
-def _cells(layer: Layer) -> tuple[str, ...]:
-    shape = "x".join(map(str, layer.shape))
-    return layer.name, layer.operator, shape, number(layer.mean), number(layer.std), number(layer.sample_std)
+def _cells(layer: Layer, lr: float | None) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.operator,
+        number(layer.std),
+        number(layer.sample_std),
+        "-" if layer.effective_rank is None else f"{layer.effective_rank:.2f}",
+        _then(layer),
+        number(layer.grad_norm),
+        number(layer.relative_update() if lr is None else layer.relative_update(lr)),
+    )
+
+
+def _then(layer: Layer) -> str:
+    """The non-linearity that follows, and how much of the output it stops."""
+    flat = [f"{share(part)} {what}" for part, what in ((layer.dead, "dead"), (layer.saturated, "flat")) if part]
+    return ", ".join([layer.activation or "-", *flat])
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
-    values = {key: _number_of(value, key) for key, value in raw.items()}
-    return Layer(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values: dict[str, Any] = {key: _number_of(value, key) for key, value in raw.items()}
+    values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+    return Layer(**values)
 
 
 def _number_of(value: Any, field: str) -> Any:

@@ -2,8 +2,8 @@
 
 A fault is a course over the layers, not one odd layer: models have outputs that are small, constant or without a gradient by
 design (gates, heads, branches that start at zero). So medians over the first and the last third of the layers are compared, and
-how steadily the numbers between them go one way. The thresholds were set with the 300 stock models of the tests, which should have no
-finding as they come or after `goodinit.lsuv_`, and with plain nets of 5 to 200 layers, of which most should have some.
+how steadily the numbers between them go one way. The thresholds were set with the 300 stock models of the tests, which should
+have no finding as they come or after `goodinit.lsuv_`, and with plain nets of 5 to 200 layers, of which most should have some.
 """
 
 from __future__ import annotations
