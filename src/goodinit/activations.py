@@ -1,7 +1,7 @@
 """Elementwise non-linearities: which functions they are, where they are flat, and which operator's output they are given.
 
 An output is followed by its identity through functions that keep its units apart: normalization, dropout, pooling, reshaping,
-casts, the addition of a bias. Through a sum of two branches or a product it is not.
+casts, the addition of a bias, a non-linearity. Through a sum of two branches or a product it is not.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Trail(Generic[T]):
     def follow(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make a call that may hand on a tensor that is followed."""
         what = None
-        if function in _KEEP_UNITS:
+        if function in _KEEP_UNITS or function in NON_LINEARITIES:
             what = self.find(input_of(args, kwargs))
         elif function in _ADD and len(args) > 1:
             a, b = args[:2]

@@ -33,7 +33,7 @@ class Layer:
     activation: str | None = None
     """The elementwise non-linearity that the output goes into, directly or through a normalization; None if none was seen."""
     normalized: bool = False
-    """Whether the output goes into a normalization layer."""
+    """Whether the output goes into a normalization layer, before its non-linearity or behind it."""
     dead: float | None = None
     """Share of channels for which the non-linearity is flat (slope under 1/1000 of its steepest) at all samples and positions."""
     saturated: float | None = None

@@ -90,13 +90,10 @@ class Observer:
         given = input_of(args, kwargs)
         if function in NORMALIZATIONS and (normalized := self._trail.find(given)) is not None:
             normalized.normalized = True
-        if function not in NON_LINEARITIES:
-            return self._trail.follow(function, args, kwargs, call)
-        trace = self._trail.find(given)
-        if trace is not None and trace.activation is None:
+        if function in NON_LINEARITIES and (activated := self._trail.find(given)) is not None and activated.activation is None:
             with torch.no_grad():
-                _activated(trace, given.detach(), function, args[1:], kwargs)
-        return call()
+                _activated(activated, given.detach(), function, args[1:], kwargs)
+        return self._trail.follow(function, args, kwargs, call)
 
     # The way back.
 

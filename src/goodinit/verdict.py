@@ -39,8 +39,12 @@ _LINE, _LINE_FALLEN, _SPACE = 2.0, 4.0, 8
 _GRADIENT, _GRADIENT_NORMALIZED = 200.0, 1e4
 # Steadiness of a course (1: with every layer). Stock models have 0.41 at most where the gradient falls.
 _STEADY = 0.7
-# Share of units dead, of elements saturated, of one layer. Random ReLU layers have few at first, tanh at std 1 has 3 %.
-_DEAD, _SATURATED = 0.5, 0.5
+# Fewer layers have no course.
+_FEW = 4
+# Share of units dead: in one layer, in a tenth of them. SqueezeNet has 54 % in one.
+_DEAD, _MOSTLY_DEAD, _OFTEN = 0.5, 0.75, 0.1
+# Share of elements where tanh or the like is flat; at std 1 tanh has 3 %.
+_SATURATED = 0.5
 # Of fewer elements than this a unit may have none above 0 by chance.
 _ELEMENTS = 32
 # Relative updates: ten times outside of what converges in Figure 1 of the paper, 0.1 % to 1 %.
@@ -58,7 +62,14 @@ def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None
     found = [_non_finite(layers, loss)]
     if sound:
         collapse = _alike(sound) or _on_a_line(sound)
-        found += [_exploding(sound), _vanishing(sound), collapse, _gradient(sound), _dead(sound, collapse), _saturated(sound)]
+        found += [
+            _exploding(sound),
+            _vanishing(sound),
+            collapse,
+            _gradient(sound, layers),
+            _dead(sound, collapse),
+            _saturated(sound),
+        ]
         found.append(None if lr is None else _updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 
@@ -106,7 +117,7 @@ def _non_finite(layers: Sequence[Layer], loss: float | None) -> Finding | None:
 
 def _inner(layers: Sequence[Layer]) -> Sequence[Layer]:
     """Without the last one: a head may be scaled by design."""
-    return layers[:-1] if len(layers) > 3 else layers
+    return layers[:-1] if len(layers) >= _FEW else layers
 
 
 def _vanishing(layers: Sequence[Layer]) -> Finding | None:
@@ -161,13 +172,17 @@ def _on_a_line(layers: Sequence[Layer]) -> Finding | None:
 # The way back.
 
 
-def _gradient(layers: Sequence[Layer]) -> Finding | None:
+def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding | None:
     course = Course.of(layers, lambda layer: layer.grad_norm)
-    if len(course.values) < 2 or not all(map(math.isfinite, course.values)):
+    if not course.values or not all(map(math.isfinite, course.values)):
         return None
     if not any(course.values):
+        if any(layer.grad_norm for layer in everything):  # a head that starts at zero stops it for one step
+            return None
         advice = "Does the loss depend on the output, and is it not flat there (a sigmoid that saturates, a hinge that is met)?"
         return Finding("gradient-vanishing", layers[-1].name, "No gradient reaches any layer.", advice)
+    if len(course.values) < _FEW:
+        return None
     limit = _GRADIENT_NORMALIZED if sum(layer.normalized for layer in layers) > len(layers) / 2 else _GRADIENT
     first, last = course.layers[0].name, course.layers[-1].name
     arrived = quotient(course.values[0], course.values[-1])
@@ -186,11 +201,12 @@ def _gradient(layers: Sequence[Layer]) -> Finding | None:
 
 
 def _dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
-    judged = [layer for layer in layers if layer.dead is not None and _elements(layer) >= _ELEMENTS]
+    # An output of zeros has an input of zeros, by design or for a reason further up.
+    judged = [layer for layer in layers if layer.dead is not None and layer.std and _elements(layer) >= _ELEMENTS]
     bad = [layer for layer in judged if (layer.dead or 0) >= _DEAD]
-    if not bad:
+    worst = max(bad, key=lambda layer: layer.dead or 0, default=None)
+    if worst is None or ((worst.dead or 0) < _MOSTLY_DEAD and len(bad) < max(2, _OFTEN * len(judged))):
         return None
-    worst = max(bad, key=lambda layer: layer.dead or 0)
     others = f", and half or more in {len(bad)} of {len(judged)} layers" if len(bad) > 1 else ""
     text = f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}){others}."
     advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."
