@@ -22,6 +22,8 @@ Theme = Literal["light", "dark"] | None
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _ON_DARK = ("#E69F00", "#56B4E9", "#2BC49A", "#E5A4C5", "#F0E442", "#FF8A4C")
 MARKERS = "osD^vP"
+LABELS = ("before", "after")
+"""Of two curves."""
 _MOST_TICKS = 12
 
 

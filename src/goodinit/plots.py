@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from goodinit.canvas import (
     COLOURS,
+    LABELS,
     MARKERS,
     Theme,
-    axis_name,
     check_picture_path,
     colours,
     is_dark,
@@ -28,11 +28,10 @@ from goodinit.canvas import (
     spread,
     themed,
 )
-from goodinit.layer import Layer
+from goodinit.layer import HEALTHY_UPDATES, Layer
 from goodinit.report import Report
+from goodinit.ridges import plot_ridges
 from goodinit.signals import Signal
-from goodinit.summaries import REACH
-from goodinit.verdict import HEALTHY_UPDATES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,10 +53,7 @@ __all__ = [
 ]
 
 Stds = Mapping[str, float] | Signal | Report
-_LABELS = ("before", "after")
 _DASHES = (0, (2, 1.5))
-# Ridges that stay readable in one picture, and how far one may reach over the next.
-_MOST_RIDGES, _OVERLAP = 20, 1.7
 # Of a logarithmic axis, top to bottom.
 _LEAST_RANGE = 100.0
 # Characters in a line above a figure.
@@ -69,7 +65,7 @@ def plot_signal(
     after: Signal | None = None,
     *,
     lr: float | None = None,
-    labels: tuple[str, str] = _LABELS,
+    labels: tuple[str, str] = LABELS,
     title: str | None = None,
     theme: Theme = None,
 ) -> tuple[Figure, tuple[Axes, ...]]:
@@ -102,7 +98,7 @@ def plot_stds(
     after: Stds | None = None,
     *,
     target: float = 1.0,
-    labels: tuple[str, str] = _LABELS,
+    labels: tuple[str, str] = LABELS,
     ax: Axes | None = None,
 ) -> tuple[Figure | SubFigure, Axes]:
     """Draw the std of every layer's output on a logarithmic axis, of one network or before and after an initialization.
@@ -139,7 +135,7 @@ def plot_stds(
 
 
 def plot_gradients(
-    before: Signal, after: Signal | None = None, *, labels: tuple[str, str] = _LABELS, ax: Axes | None = None
+    before: Signal, after: Signal | None = None, *, labels: tuple[str, str] = LABELS, ax: Axes | None = None
 ) -> tuple[Figure | SubFigure, Axes]:
     """Draw the norm of the gradient at every layer's output, on a logarithmic axis. Needs signals measured with a loss.
 
@@ -155,7 +151,7 @@ def plot_updates(
     after: Signal | None = None,
     *,
     lr: float | None = None,
-    labels: tuple[str, str] = _LABELS,
+    labels: tuple[str, str] = LABELS,
     ax: Axes | None = None,
 ) -> tuple[Figure | SubFigure, Axes]:
     """Draw by what share of itself the first step of SGD changes every weight, and the band in which networks converge.
@@ -182,39 +178,6 @@ def plot_updates(
     )
     names = _numbers(ax, (before, after), labels, lambda layer: layer.relative_update(rate))
     return _finished(ax, names, f"relative update at lr={rate:g}")
-
-
-def plot_ridges(
-    before: Signal, after: Signal | None = None, *, labels: tuple[str, str] = _LABELS, ax: Axes | None = None
-) -> tuple[Figure | SubFigure, Axes]:
-    """Draw the histogram of every layer's output, a ridge a layer, the first on top; of many layers some, evenly spread.
-
-    All have one scale: where ridges become narrower, the signal shrinks. Their heights are the same whatever their width.
-    """
-    ax = ax or new_axes()
-    sides = [{layer.name: layer for layer in side if layer.histogram} for side in (before, after) if side is not None]
-    names = list(dict.fromkeys(name for side in sides for name in side))
-    shown = [names[i] for i in spread(len(names), _MOST_RIDGES)]
-    for side, colour, label in zip(sides, colours(ax), labels, strict=False):
-        for place, name in enumerate(shown):
-            if name in side:
-                x, heights = _outline(side[name])
-                y = [_OVERLAP * height - place for height in heights]
-                ax.fill_between(x, -place, y, color=colour, alpha=0.3, linewidth=0, zorder=place)
-                ax.plot(x, y, color=colour, linewidth=0.9, zorder=place + 0.5, label=label if name == shown[0] else None)
-    ax.set_yticks([-place for place in range(len(shown))], [axis_name(name) for name in shown], fontsize="small")
-    ax.set_xlabel("output")
-    if len(sides) > 1:
-        ax.legend(framealpha=0.7, edgecolor="none", fontsize="small", loc="upper right").set_zorder(len(shown) + 1)
-    return ax.figure, ax
-
-
-def _outline(layer: Layer) -> tuple[list[float], list[float]]:
-    """Of a histogram: middles of its bins, and heights of 1 at most."""
-    counts = layer.histogram or (0,)
-    step = 2 * REACH / len(counts)
-    middles = [layer.mean + layer.std * (step * (i + 0.5) - REACH) for i in range(len(counts))]
-    return middles, [count / max(1, *counts) for count in counts]
 
 
 def _stds(side: Stds) -> dict[str, float]:

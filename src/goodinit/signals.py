@@ -16,7 +16,8 @@ from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.layer import Finding, Layer
 from goodinit.report import number, printed, rich_table, table
-from goodinit.verdict import findings_of, share, verdict_on
+from goodinit.units import share
+from goodinit.verdict import findings_of, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
