@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.weights import Weight, matches
 
-PreInit = Literal["orthonormal"] | Callable[[Tensor], object] | None
+PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]
 
 
@@ -53,8 +53,10 @@ class Options:
         for value in targets.values():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise OptionError(f"target_std must be a positive number or a mapping from patterns to such; got {value!r}")
-        if not (pre_init is None or pre_init == "orthonormal" or callable(pre_init)):
-            raise OptionError(f"pre_init must be 'orthonormal', None or a function that fills a tensor; got {pre_init!r}")
+        if not (pre_init is None or pre_init in ("orthonormal", "structured") or callable(pre_init)):
+            raise OptionError(
+                f"pre_init must be 'orthonormal', 'structured', None or a function that fills a tensor; got {pre_init!r}"
+            )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)
         return cls(target_std, pre_init, skip)

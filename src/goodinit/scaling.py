@@ -157,7 +157,8 @@ class Scaling:
                 for matrix in layout.matrices(weight):
                     pre_init(matrix)
         else:
-            layout.draw_(weight, self._randomness.generator(place, weight.device))
+            method = "structured" if pre_init == "structured" else "haar"
+            layout.draw_(weight, self._randomness.generator(place, weight.device), method)
 
     def prepare(self, operation: Operation, status: str) -> None:
         """A weight whose operator's output says nothing of its scale: drawn, not scaled."""
