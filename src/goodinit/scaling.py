@@ -20,6 +20,7 @@ from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
+from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of, statistic
 from goodinit.ranks import Ranks
 from goodinit.weights import Covered, Key
@@ -157,7 +158,7 @@ class Scaling:
                 for matrix in layout.matrices(weight):
                     pre_init(matrix)
         else:
-            method = "structured" if pre_init == "structured" else "haar"
+            method: Method = "structured" if pre_init == "structured" else "haar"
             layout.draw_(weight, self._randomness.generator(place, weight.device), method)
 
     def prepare(self, operation: Operation, status: str) -> None:
