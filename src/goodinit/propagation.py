@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
 from typing import Any
 
 import torch
@@ -11,26 +11,22 @@ from torch import Tensor, nn
 from goodinit import guard
 from goodinit.batches import Forward, first_call
 from goodinit.intercept import intercept
+from goodinit.ledger import fetched
 from goodinit.moments import moments
 from goodinit.operation import Operation
 from goodinit.options import check_model
+from goodinit.signals import Finding, Layer, Signal
+
+__all__ = ["Finding", "Layer", "Signal", "measure"]
 
 
-@dataclass(frozen=True)
-class Signal:
-    """The output of one weight's operator, bias included, at the weight's first use."""
-
-    name: str
-    """Name of the parameter, as in a `goodinit.Report`."""
-    operator: str
-    std: float
-    """Over all elements of the output: samples, channels, positions. What LSUV brings to 1."""
-    sample_std: float
-    """Between samples, the first axis: the root of the variance over samples, averaged over all else. Where it is much smaller
-    than ``std``, the output is nearly the same whatever the input is; what varies in it are biases. 0 for a batch of one."""
-
-
-def output_signals(model: nn.Module, data: Any, *, forward: Forward | None = None) -> tuple[Signal, ...]:
+def measure(
+    model: nn.Module,
+    data: Any,
+    loss: Any = None,  # noqa: ARG001 - to come
+    *,
+    forward: Forward | None = None,
+) -> Signal:
     """Measure the output of every linear operator on a weight, in the order in which they run.
 
     The pass runs as in training, but without dropout and gradients; afterwards everything is as before, random number generators
@@ -40,45 +36,50 @@ def output_signals(model: nn.Module, data: Any, *, forward: Forward | None = Non
     Args:
         model: any module whose forward runs.
         data: a batch, or where to get one, as for `goodinit.lsuv_`.
+        loss: its gradients are measured too; not yet.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
 
     Returns:
-        One `Signal` a weight; of a weight used several times, its first use. Empty if no operator on a weight was reached.
+        A `Signal` with one `Layer` a weight; of a weight used several times, its first use. Empty if no operator on a weight was
+        reached.
 
     Raises:
         DataError: no batch, or NaN or infinity in it.
         ModelError: not a module, no parameters, weights on the meta device, TorchScript.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
-    >>> [round(signal.sample_std, 1) for signal in output_signals(net, torch.randn(1000, 64))]
+    >>> [round(layer.sample_std, 1) for layer in measure(net, torch.randn(1000, 64))]
     [0.6, 0.3]
     """
+    start = time.perf_counter()
     check_model(model)
     recorder = _Recorder()
     with guard.Randomness(None).preserved(model), guard.restored(model):
         call = first_call(model, data, forward)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, "train"), intercept(model, recorder):
             call(model)
-    return recorder.signals()
+    return Signal(recorder.layers(), None, str(call), time.perf_counter() - start)
 
 
 class _Recorder:
     """Stands in for every operator on a weight: runs it, and keeps the moments of its output on the output's device."""
 
     def __init__(self) -> None:
-        self._first_uses: dict[str, tuple[str, Tensor, Tensor]] = {}
+        self._first_uses: dict[str, tuple[str, tuple[int, ...], list[Tensor]]] = {}
 
     def __call__(self, operation: Operation) -> Tensor:
         output = operation.complete(operation.linear_part())
         for part in operation.parts(output.detach()):
             if part.z.numel() and part.weight.name not in self._first_uses:  # an expert that no token reached has no output
-                variances = moments(part.z).var, part.z.var(dim=0, correction=0).mean()
-                self._first_uses[part.weight.name] = (operation.kind, *variances)
+                found, weight = moments(part.z), part.weight.tensor.detach()
+                numbers = [found.mean.abs(), found.var.sqrt(), part.z.var(dim=0, correction=0).mean().sqrt(), weight.norm()]
+                self._first_uses[part.weight.name] = (operation.kind, tuple(weight.shape), numbers)
         return output
 
-    def signals(self) -> tuple[Signal, ...]:
+    def layers(self) -> tuple[Layer, ...]:
         """All measurements as numbers: only now is the device waited for."""
-        return tuple(
-            Signal(name, operator, all_var.item() ** 0.5, sample_var.item() ** 0.5)
-            for name, (operator, all_var, sample_var) in self._first_uses.items()
-        )
+        layers = []
+        for name, (operator, shape, tensors) in self._first_uses.items():
+            mean, std, sample_std, norm = fetched(tensors)
+            layers.append(Layer(name, operator, shape, mean, std, sample_std, weight_norm=norm))
+        return tuple(layers)

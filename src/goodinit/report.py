@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -118,11 +118,7 @@ class Report:
         return cls(records=records, **raw)
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *(_cells(r) for r in self.records)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = [_line(row, widths) for row in rows]
-        lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([table(_COLUMNS, map(_cells, self.records), right=_RIGHT), self.summary()])
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -139,15 +135,7 @@ class Report:
 
     def show(self) -> None:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
-        if sys.stdout.isatty():
-            try:
-                import rich  # noqa: PLC0415 - an extra
-            except ModuleNotFoundError:
-                pass
-            else:
-                rich.print(self)
-                return
-        print(self)  # noqa: T201 - its purpose
+        printed(self)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""
@@ -175,25 +163,46 @@ def _cells(record: Record) -> tuple[str, ...]:
         record.name,
         record.operator,
         shape,
-        _number(record.std_before),
-        _number(record.std_after),
-        _number(record.factor),
+        number(record.std_before),
+        number(record.std_after),
+        number(record.factor),
         status,
     )
 
 
 def _span(values: Iterable[float]) -> str:
     low, high = min(values := list(values)), max(values)
-    return f"{_number(low)} to {_number(high)}"
+    return f"{number(low)} to {number(high)}"
 
 
-def _number(value: float | None) -> str:
-    """Three decimals, or scientific where that would hide the value."""
+def number(value: float | None) -> str:
+    """Three decimals, or scientific where that would hide the value; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e4 or math.isnan(value) else f"{value:.1e}"
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = (cell.rjust(w) if i in _RIGHT else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> str:
+    """Cells in columns that line up, those with a number in ``right`` to the right."""
+    lines = [head, *rows]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
+    text = [_line(row, widths, right) for row in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def printed(shown: object) -> None:
+    """Print it: with rich where standard output is a terminal and rich is installed, plain otherwise."""
+    if sys.stdout.isatty():
+        try:
+            import rich  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError:
+            pass
+        else:
+            rich.print(shown)
+            return
+    print(shown)  # noqa: T201 - its purpose
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Container[int]) -> str:
+    cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
     return "  ".join(cells).rstrip()
