@@ -71,9 +71,17 @@ class Calls:
         OptionError: several batches are asked for, and ``data`` is one.
     """
 
-    def __init__(self, model: nn.Module, data: Any, forward: Forward | None = None, count: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        forward: Forward | None = None,
+        count: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
+        """``device``: where the batches are moved; by default where the model is."""
         self._count = count
-        self._device = _device(model)
+        self._device = device or _device(model)
         self._signature = None if forward is not None else _Signature(model)
         self._forward = forward
         self._data = data
