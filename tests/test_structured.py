@@ -30,7 +30,7 @@ def test_orthonormal_whatever_the_shape(shape, dtype):
 
 
 def test_every_layout():
-    conv = orthonormal_(torch.empty(96, 32, 3, 3), groups=2, method="structured")
+    conv = orthonormal_(torch.empty(512, 32, 3, 3), groups=2, method="structured")
     for group in conv.chunk(2):
         assert gram_error(group.flatten(1).T) < 5e-6
     experts = orthonormal_(torch.empty(2, 500, 300), batch_dims=1, method="structured")
@@ -68,7 +68,7 @@ def test_the_comparison_fails_for_fewer_rounds(monkeypatch):
 
 def test_signs_and_places_are_even():
     """No number of a matrix is larger, or more often positive, than others; over 200 matrices."""
-    draws = torch.stack([draw(300, 200, seed) for seed in range(200)])
+    draws = torch.stack([draw(300, 260, seed) for seed in range(200)])
     squares = draws.square().mean(0) * 300
     assert (squares - 1).abs().max() < 0.65  # 5 sigma: a square's std is sqrt(2), over sqrt(200)
     assert (squares.mean(0) - 1).abs().max() < 1e-3

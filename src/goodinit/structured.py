@@ -20,8 +20,8 @@ _ROUNDS = 4
 # A block's size as a share of sqrt(m), and the smallest. At half the share four rounds leave a kurtosis of 3.1 to 3.5 in place of
 # the 3 of a Haar matrix; with these it is under 3.06, of any number of axes.
 _SHARE, _SMALLEST = 2 / 3, 32
-# Under so many axes, or for columns of less than so many blocks' size, an exact draw takes no longer.
-_FEWEST_AXES, _FEWEST_BLOCKS = 256, 4
+# Of fewer axes, or fewer columns than so many times a block's size, an exact draw takes no longer.
+_FEWEST_AXES, _FEWEST_BLOCKS = 256, 8
 # Numbers worked on at once: on a CPU so that two copies of them stay in the cache; a GPU wants few, large kernels.
 _CHUNK_CPU, _CHUNK_GPU = 1 << 22, 1 << 26
 
