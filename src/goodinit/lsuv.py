@@ -105,7 +105,7 @@ def lsuv_(
         NonFiniteError: NaN or infinity in an operator's output.
         RankError: another process failed, died, or has another model.
         Exception: whatever the model's forward raises, with a note on how far it got.
-        Whatever is raised, KeyboardInterrupt included: the model is exactly as before.
+        BaseException: whatever it is, KeyboardInterrupt included, the model is exactly as before.
 
     Warns:
         GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; fewer batches than
