@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from goodinit.errors import OptionError, require
+from goodinit.files import check_writable
 from goodinit.weights import parameter_name
 
 if TYPE_CHECKING:
@@ -84,24 +85,11 @@ def check_picture_path(path: Path) -> None:
         MissingExtraError: matplotlib is not installed.
     """
     formats = picture_formats()
-    if path.is_dir():
-        raise OptionError(
-            f"a picture cannot be saved as {str(path)!r}, which is a folder; name a file in it, {str(path / 'goodinit.png')!r}"
-        )
-    if path.suffix.lower().lstrip(".") not in formats:
+    if not path.is_dir() and path.suffix.lower().lstrip(".") not in formats:
         raise OptionError(
             f"a picture cannot be saved as {str(path)!r}: its name should end in .png, or in one of {', '.join(formats)}"
         )
-    is_new = not path.exists()
-    try:
-        with path.open("ab"):  # asks the file system itself, and leaves a picture that is there as it is
-            pass
-    except OSError as error:
-        raise OptionError(
-            f"a picture cannot be saved as {str(path)!r}: {error.strerror}; name a file in a folder that you can write to"
-        ) from error
-    if is_new:
-        path.unlink()
+    check_writable(path, what="a picture", example="goodinit.png")
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -172,7 +172,7 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
         if any(layer.grad_norm for layer in everything):  # a head that starts at zero stops it for one step
             return None
         advice = (
-            "Does the loss depend on the output? Is it flat there (a sigmoid that saturates, a hinge that is met), or a gain 0?"
+            "Does the loss depend on the output? Is it flat there (a sigmoid that saturates, a hinge that is met)? Is a gain 0?"
         )
         return Finding("gradient-vanishing", layers[-1].name, "No gradient reaches any layer.", advice)
     if len(course.values) < _FEW:
