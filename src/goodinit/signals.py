@@ -201,8 +201,9 @@ class Signal:
             MissingExtraError: Jinja2 is not installed.
         """
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, after=self, title=title, lr=lr)
+        return save_page(path, Sources(after=self, lr=lr), title=title)
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,9 @@ class Comparison:
     def save_html(self, path: str | Path, *, title: str = "", lr: float = 0.01) -> Path:
         """Write a page of both, as `Signal.save_html` of one."""
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a comparison does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, before=self.before, after=self.after, labels=self.labels, title=title, lr=lr)
+        return save_page(path, Sources(None, self.before, self.after, self.labels, lr), title=title)
 
     def __str__(self) -> str:
         names = dict.fromkeys([layer.name for layer in (*self.before, *self.after)])
