@@ -9,18 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from goodinit.page.columns import DISTRIBUTION, Column, Value, columns_of
+from goodinit.page.health import HEALTHS, health_of_record, healths_of_signal, worst
 from goodinit.page.quantities import PANELS, QUANTITIES, Panel, Quantity, written
 from goodinit.page.sources import Sources
 from goodinit.page.tree import Branch, module_tree
-from goodinit.page.verdict import (
-    HEALTHS,
-    Verdict,
-    health_of_record,
-    healths_of_signal,
-    verdict_of_report,
-    verdict_of_signal,
-    worst,
-)
+from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
 from goodinit.report import Report
 from goodinit.signals import Signal
 
@@ -111,7 +104,7 @@ def _facts(sources: Sources) -> tuple[tuple[str, str], ...]:
     facts = _facts_of_report(sources.report) if sources.report is not None else _facts_of_signal(sources.signals[-1])
     losses = [written(signal.loss) for signal in sources.signals if signal.loss is not None]
     if losses:
-        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {sources.lr:g}")]
+        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {sources.rate:g}")]
     batches = [one.batch for one in (sources.report, *sources.signals) if one is not None and one.batch]
     return (*facts, *(("data", batch) for batch in batches[:1]))
 

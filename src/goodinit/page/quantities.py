@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from goodinit.report import number
+from goodinit.verdict import HEALTHY_UPDATES
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ QUANTITIES = (
     Quantity(
         "saturated", "saturated", "Activations in the flat part of a tanh or sigmoid, where gradients are near zero", True, True
     ),
-    Quantity("grad_std", "gradient", "Root mean square of the loss's gradient at the output", shown=True),
+    Quantity("grad_norm", "gradient", "Norm of the loss's gradient at the output, over all its elements", shown=True),
+    Quantity("grad_std", "gradient, rms", "Root mean square of the loss's gradient at the output"),
     Quantity(
         "relative_update",
         "relative update",
@@ -59,13 +61,13 @@ QUANTITIES = (
         True,
     ),
     Quantity("weight_norm", "weight norm", "Frobenius norm of the weight"),
-    Quantity("weight_grad_norm", "gradient norm", "Frobenius norm of the loss's gradient at the weight"),
+    Quantity("weight_grad_norm", "weight gradient", "Frobenius norm of the loss's gradient at the weight"),
 )
 
 PANELS = (
     Panel("Output: standard deviation", ("std", "sample_std")),
-    Panel("Gradient at the output: root mean square", ("grad_std",)),
-    Panel("Relative update of the weight", ("relative_update",), band=(0.001, 0.01)),  # the paper's Figure 1
+    Panel("Gradient at the output: norm", ("grad_norm",)),
+    Panel("Relative update of the weight", ("relative_update",), band=HEALTHY_UPDATES),
     Panel("Dead and saturated units", ("dead", "saturated"), is_log=False),
     Panel("Effective rank", ("effective_rank",), is_log=False),
 )
