@@ -76,11 +76,13 @@ def _verdicts(sources: Sources) -> list[tuple[str, Verdict]]:
 
 def _headline(verdicts: Sequence[tuple[str, Verdict]], sources: Sources) -> str:
     """The first verdict; an initialization that did all it could may leave faults that no initialization mends."""
-    sentence = verdicts[0][1].sentence
-    if sources.report is None or sources.after is None or sources.after.healthy:
-        return sentence
-    left = len(sources.after.findings)
-    return f"{sentence.removesuffix('.')}, yet {left} fault{' remains' if left == 1 else 's remain'}."
+    label, verdict = verdicts[0]
+    if sources.report is None:
+        return f"{label}: {verdict.sentence}" if len(verdicts) > 1 else verdict.sentence
+    left = 0 if sources.after is None else len(sources.after.findings)
+    if not left or not sources.report.ok:
+        return verdict.sentence
+    return f"{verdict.sentence.removesuffix('.')}, yet {left} fault{' remains' if left == 1 else 's remain'}."
 
 
 def _healths(sources: Sources) -> tuple[str, ...]:
