@@ -133,6 +133,27 @@ class Signal:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
+    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
+        """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
+
+        Args:
+            path: of the file, whose name ends in ``.html``.
+            title: of the page.
+            lr: learning rate for the relative updates; by default that of the measurement, or 0.01.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: the path is a folder, does not end in .html, or cannot be written to; lr is not positive.
+            SaveError: the disk is full; what was there before is as it was.
+            MissingExtraError: Jinja2 is not installed.
+        """
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
+
+        return save_page(path, Sources(after=self, lr=lr), title=title)
+
     def __rich__(self) -> Any:
         """The table for rich's console; layers at which a fault begins are red."""
         from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
