@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from goodinit import guard, sharded
 from goodinit.batches import Call
 from goodinit.computed import Sources
-from goodinit.errors import NonFiniteError, annotate
+from goodinit.covered import Covered
+from goodinit.errors import NonFiniteError, RankError, annotate
 from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
@@ -24,7 +25,7 @@ from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of, statistic
 from goodinit.ranks import Ranks
 from goodinit.shards import Progress, Shards
-from goodinit.weights import Covered, Key
+from goodinit.weights import Key
 
 
 class Scaling:
@@ -43,14 +44,18 @@ class Scaling:
         prints: bool = False,
         goals: Mapping[Key, float] | None = None,
         shards: Shards | None = None,
+        zeroed: Iterable[Key] = (),
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
-        nothing is drawn any more. ``shards``: where finished weights are written to, and what an interrupted call left there.
+        nothing is drawn any more; ``zeroed``: biases known to be zero in it. ``shards``: where finished weights are written to,
+        and what an interrupted call left there.
         """
         self.ledger = Ledger()
         self.sampling_seconds = 0.0
         self.prints: dict[Key, Tensor] = {}
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
+        self.zeroed: set[Key] = set(zeroed)
+        """Biases that are zero now."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -64,6 +69,7 @@ class Scaling:
         self._undo = undo
         self._randomness = randomness
         self._covered = Covered()
+        self._adopted: set[Key] = set()
         self._idle: list[Operation] = []
         self._current: Operation | None = None
         self._done: list[str] = []
@@ -105,6 +111,9 @@ class Scaling:
                 continue
             found = statistic(part)
             if again and part.weight in self._covered:
+                if part.weight.key in self._adopted:
+                    self._adopted.remove(part.weight.key)
+                    self._ranks.come_late(part.weight)
                 self.ledger.use_again(part.weight, operation.kind, target, found.std)
             elif left_alone is not None:
                 self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
@@ -113,17 +122,17 @@ class Scaling:
             elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
                 self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
-                found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
-                self._scale(operation.kind, part, found)
+                pooled = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
+                self._scale(operation.kind, part, pooled, found.m2 if self._ranks.size > 1 else None)
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
         return z
 
-    def _scale(self, kind: str, part: Part, found: Statistic) -> None:
+    def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None) -> None:
         """Give an output its target std."""
         weight, target = part.weight, self._options.target(part.weight.name)
-        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key])
+        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
         weight.scale_(factor)
         part.z.mul_(factor)
         self.ledger.enter(weight, kind, target, "scaled", outcome)
@@ -139,8 +148,9 @@ class Scaling:
             return
         if operation.weight.key not in self._drawn:
             self._draw(operation)
-        self._scale(operation.kind, part, found)
+        self._scale(operation.kind, part, found, torch.zeros((), device=found.m2.device))
         self._covered.add(weight)
+        self._adopted.add(weight.key)
 
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
@@ -152,18 +162,22 @@ class Scaling:
         for root in operation.weight.roots():
             self._undo.remember(root.held)
         pre_init = self._options.pre_init
-        if pre_init is None or self._goals is not None:
-            return
-        start = time.perf_counter()
-        operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
-        self.sampling_seconds += time.perf_counter() - start
+        if pre_init is not None and self._goals is None:
+            start = time.perf_counter()
+            operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
+            self.sampling_seconds += time.perf_counter() - start
+            self._zero_bias(operation)
+        if operation.bias_weight is not None and operation.bias_weight.key in self.zeroed:
+            operation.bias = None  # saves adding it
+
+    def _zero_bias(self, operation: Operation) -> None:
         bias = operation.bias_weight
         if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
             for root in bias.roots():
                 self._undo.remember(root.held)
                 root.zero_(operation.zero_bias_)
             bias.refresh()
-            operation.bias = None  # saves adding it
+            self.zeroed.add(bias.key)
 
     def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if callable(pre_init):
@@ -187,20 +201,22 @@ class Scaling:
 
     def progress(self) -> Progress:
         """What has been finished by now; waits for the device."""
-        return Progress(self._randomness.seed(), sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
+        return Progress(self._randomness.followed, sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""
         assert self.weights is not None
         touched = self.weights.touched()
         for operation in (*self._idle, *module_operations(model, self.weights)):
-            self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
+            self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 
     @contextmanager
     def explained(self, call: Call) -> Iterator[None]:
         """Say of an exception of the model's how far its forward got, and whether NaN led to it."""
         try:
             yield
+        except RankError:
+            raise
         except Exception as error:
             try:
                 self.ledger.records()
