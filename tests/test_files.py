@@ -85,8 +85,13 @@ def test_of_a_link_what_it_points_at_is_replaced(tmp_path):
 
 def test_nothing_is_left_of_what_was_broken_off(tmp_path):
     (tmp_path / "a").write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "a", 3) as unfinished:
-        unfinished.write_bytes(b"new")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(tmp_path / "a", 3) as unfinished:
+            unfinished.write_bytes(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -51,6 +51,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
             os.fsync(file.fileno())
         unfinished.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         unfinished.replace(path)
+    except SaveError:
+        raise
     except OSError as error:
         raise SaveError(f"cannot save {path.name} in {str(path.parent)!r}: {error.strerror}; {size:,} bytes") from error
     finally:
