@@ -141,24 +141,51 @@ def _global(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Put flags, buffers and gradients back at the end, whatever happened."""
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """Parameters have no gradients inside; afterwards they have those of before, untouched and never copied."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _ in grads:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+@contextmanager
+def without_reduction(model: nn.Module) -> Iterator[None]:
+    """DistributedDataParallel neither waits for gradients nor adds them up over the processes."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
+
+
+@contextmanager
+def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
+    """Put flags, buffers and gradients back at the end, whatever happened.
+
+    ``attributes``: and tensors that modules hold as plain attributes; otherwise on failure only.
+    """
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
     every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
     values = [(b, b.detach().clone()) for _, b in every if not isinstance(b, UninitializedBuffer)]
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
-    tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in modules]
+    plain = [(module, dict(vars(module))) for module in modules]
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
+    succeeded = False
     try:
         yield
-    except BaseException:
-        for module, attributes in tensors:  # weights that a hook computes into an attribute (torch.nn.utils.weight_norm)
-            vars(module).update(attributes)
-        raise
+        succeeded = True
     finally:
         with torch.no_grad():
+            if attributes or not succeeded:
+                for module, before in plain:
+                    _put_back_tensors(module, before)
             for module, training in flags:
                 module.training = training
             for module, held, transient in buffers:
@@ -178,6 +205,18 @@ def restored(model: nn.Module) -> Iterator[None]:
                 if grad is not None and grad_copy is not None:
                     grad.copy_(grad_copy)
                 parameter.grad = grad
+
+
+def _put_back_tensors(module: nn.Module, before: dict[str, Any]) -> None:
+    """Attributes that are tensors now or were: what a hook computes (torch.nn.utils.weight_norm), what a forward keeps."""
+    now = vars(module)
+    for name, value in list(now.items()):
+        if isinstance(value, Tensor) and before.get(name) is not value:
+            if name in before:
+                now[name] = before[name]
+            else:
+                del now[name]
+    now.update((name, value) for name, value in before.items() if isinstance(value, Tensor))
 
 
 @contextmanager

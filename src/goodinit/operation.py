@@ -107,11 +107,17 @@ class Operation:
     """Where the caller wants the output to be written (``out=``, ``addmm_``)."""
     kept_gate: int | None = None
     """The gate of a recurrent layer whose bias is left as it is."""
+    call: Callable[[], Tensor] | None = None
+    """The operator as the model called it: the whole output."""
 
     def __str__(self) -> str:
         given = " and ".join(map(str, self.data_shapes))
         weight = f"the weight {self.weight.name!r} of shape {tuple(self.weight.tensor.shape)}"
         return f"{self.kind} with {weight} on input of shape {given}"
+
+    def output(self) -> Tensor:
+        """The whole output with the weight as it is."""
+        return self.complete(self.linear_part()) if self.call is None else self.call()
 
     def complete(self, z: Tensor) -> Tensor:
         """The operator's output from its part z, which may be overwritten unless autograd needs it."""

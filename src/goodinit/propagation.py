@@ -1,19 +1,21 @@
-"""The signal through a model, measured in one forward pass without changing the model."""
+"""The signal through a model, forward and backward, measured in one pass without changing the model."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from goodinit import guard
-from goodinit.batches import Forward, first_call
+from goodinit import guard, sharded
+from goodinit.batches import Call, Forward, first_call
+from goodinit.errors import OptionError, annotate
 from goodinit.intercept import intercept
-from goodinit.ledger import fetched
-from goodinit.moments import moments
-from goodinit.operation import Operation
+from goodinit.losses import Loss, Objective
+from goodinit.observer import Observer
 from goodinit.options import check_model
 from goodinit.signals import Finding, Layer, Signal
 
@@ -23,29 +25,36 @@ __all__ = ["Finding", "Layer", "Signal", "measure"]
 def measure(
     model: nn.Module,
     data: Any,
-    loss: Any = None,  # noqa: ARG001 - to come
+    loss: Loss = None,
     *,
     forward: Forward | None = None,
+    mode: Literal["train", "eval"] = "train",
 ) -> Signal:
-    """Measure the output of every linear operator on a weight, in the order in which they run.
+    """Measure the output of every linear operator on a weight, in the order in which they run; with a loss, its gradients too.
 
-    The pass runs as in training, but without dropout and gradients; afterwards everything is as before, random number generators
-    included. Where ``sample_std`` shrinks or grows by a factor from layer to layer, a model that is deep enough does not train;
-    where nothing but rounding is left of it at the last layer, this one does not.
+    One forward, and with a loss one backward, as in training but without dropout. Afterwards everything is as before: weights,
+    gradients, flags, buffers, hooks, random number generators. Print the `Signal` and read its verdict:
+    where ``std`` or ``sample_std`` shrinks or grows by a factor from layer to layer, a model that is deep enough does not train;
+    likewise where the gradient does so on its way back.
 
     Args:
         model: any module whose forward runs.
         data: a batch, or where to get one, as for `goodinit.lsuv_`.
-        loss: its gradients are measured too; not yet.
+        loss: a function of the model's output, or of output and target: ``torch.nn.functional.cross_entropy``. The target is what
+            the model is not given of the batch: ``measure(model, (x, y), loss=F.cross_entropy)``, or a loader that yields such
+            pairs; with ``forward`` it is the batch. ``"output"`` for a model that returns its loss, itself or as ``.loss``.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        mode: ``"train"`` or ``"eval"``, as for `goodinit.lsuv_`.
 
     Returns:
-        A `Signal` with one `Layer` a weight; of a weight used several times, its first use. Empty if no operator on a weight was
-        reached.
+        A `Signal` with one `goodinit.signals.Layer` a weight; of a weight used several times, its first use.
 
     Raises:
-        DataError: no batch, or NaN or infinity in it.
+        DataError: no batch, NaN or infinity in it, no target for the loss.
         ModelError: not a module, no parameters, weights on the meta device, TorchScript.
+        OptionError: a loss that is no scalar or has no gradient.
+        Exception: whatever the model raises, with a note on how far it got.
+        Whatever is raised, the model is exactly as before.
 
     >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
     >>> [round(layer.sample_std, 1) for layer in measure(net, torch.randn(1000, 64))]
@@ -53,33 +62,43 @@ def measure(
     """
     start = time.perf_counter()
     check_model(model)
-    recorder = _Recorder()
-    with guard.Randomness(None).preserved(model), guard.restored(model):
-        call = first_call(model, data, forward)
-        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, "train"), intercept(model, recorder):
-            call(model)
-    return Signal(recorder.layers(), None, str(call), time.perf_counter() - start)
+    if mode not in ("train", "eval"):
+        raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
+    objective = Objective.checked(loss)
+    observer = Observer()
+    with guard.Randomness(None).preserved(model), guard.gradients_aside(model), guard.restored(model, attributes=True):
+        call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
+        with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
+            value = _run(model, call, objective, observer)
+        layers = observer.layers()
+    return Signal(layers, value, str(call), time.perf_counter() - start)
 
 
-class _Recorder:
-    """Stands in for every operator on a weight: runs it, and keeps the moments of its output on the output's device."""
+def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> float | None:
+    """The pass; gives the loss."""
+    sharded.reshard(model)
+    try:
+        with guard.without_reduction(model), intercept(model, observer, watch=observer.watch):
+            with _explained(observer, call):
+                output = call(model)
+            if objective is None:
+                return None
+            value = objective.of(output, call)
+            del output
+            with _explained(observer, call):
+                observer.backward(value, model.parameters())
+        return float(value.detach())
+    finally:
+        sharded.reshard(model)
 
-    def __init__(self) -> None:
-        self._first_uses: dict[str, tuple[str, tuple[int, ...], list[Tensor]]] = {}
 
-    def __call__(self, operation: Operation) -> Tensor:
-        output = operation.complete(operation.linear_part())
-        for part in operation.parts(output.detach()):
-            if part.z.numel() and part.weight.name not in self._first_uses:  # an expert that no token reached has no output
-                found, weight = moments(part.z), part.weight.tensor.detach()
-                numbers = [found.mean.abs(), found.var.sqrt(), part.z.var(dim=0, correction=0).mean().sqrt(), weight.norm()]
-                self._first_uses[part.weight.name] = (operation.kind, tuple(weight.shape), numbers)
-        return output
-
-    def layers(self) -> tuple[Layer, ...]:
-        """All measurements as numbers: only now is the device waited for."""
-        layers = []
-        for name, (operator, shape, tensors) in self._first_uses.items():
-            mean, std, sample_std, norm = fetched(tensors)
-            layers.append(Layer(name, operator, shape, mean, std, sample_std, weight_norm=norm))
-        return tuple(layers)
+@contextmanager
+def _explained(observer: Observer, call: Call) -> Iterator[None]:
+    """Say of an exception of the model's how far it got."""
+    try:
+        yield
+    except Exception as error:
+        doing = observer.current
+        at = f"in {doing}" if doing else f"after {len(observer.done)} operators on weights, outside of any"
+        annotate(error, f"goodinit.measure: raised {at}; the model was given {call}. Nothing was changed.")
+        raise

@@ -51,6 +51,16 @@ class Layer:
     """Frobenius norm of dL/d weight; with a loss."""
     histogram: tuple[int, ...] | None = None
     """Of some elements of the output: counts in bins of equal width from mean - 4 std to mean + 4 std."""
+    output_shape: tuple[int, ...] = ()
+    """Of the output."""
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Of the gradient at the output, over all of its elements: what stays the same where a layer keeps the signal.
+
+        The std of single elements changes with their number, as where pixels are pooled.
+        """
+        return None if self.grad_std is None else self.grad_std * math.sqrt(math.prod(self.output_shape))
 
     @property
     def finite(self) -> bool:
@@ -200,8 +210,7 @@ def _cells(layer: Layer) -> tuple[str, ...]:
 
 def _layer(raw: dict[str, Any]) -> Layer:
     values = {key: _number_of(value, key) for key, value in raw.items()}
-    histogram = raw.get("histogram")
-    return Layer(**{**values, "shape": tuple(raw["shape"]), "histogram": None if histogram is None else tuple(histogram)})
+    return Layer(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _number_of(value: Any, field: str) -> Any:
