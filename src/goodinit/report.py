@@ -8,7 +8,11 @@ import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from goodinit.signals import Signal
 
 # Status -> what it means. The order is that of the summary line.
 STATUSES: dict[str, str] = {
@@ -137,6 +141,36 @@ class Report:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        before: Signal | None = None,
+        after: Signal | None = None,
+        title: str = "",
+        lr: float = 0.01,
+    ) -> Path:
+        """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
+
+        Args:
+            path: of the file, whose name ends in ``.html``.
+            before: what `goodinit.measure` found before the initialization.
+            after: what it found after it.
+            title: of the page.
+            lr: learning rate for the relative updates of ``before`` and ``after``.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: the path is a folder, does not end in .html, or cannot be written to; lr is not positive.
+            SaveError: the disk is full; what was there before is as it was.
+            MissingExtraError: Jinja2 is not installed.
+        """
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a report does not need it
+
+        return save_page(path, report=self, before=before, after=after, title=title, lr=lr)
+
     def __rich__(self) -> Any:
         """The table for rich's console."""
         from rich import box  # noqa: PLC0415 - an extra; only rich calls this
@@ -158,7 +192,6 @@ _RIGHT = frozenset({3, 4, 5})
 
 def _cells(record: Record) -> tuple[str, ...]:
     shape = "x".join(map(str, record.shape))
-    status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
     return (
         record.name,
         record.operator,
@@ -166,8 +199,13 @@ def _cells(record: Record) -> tuple[str, ...]:
         number(record.std_before),
         number(record.std_after),
         number(record.factor),
-        status,
+        status_of(record),
     )
+
+
+def status_of(record: Record) -> str:
+    """Of a weight that is used several times with its uses."""
+    return record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
 
 
 def _span(values: Iterable[float]) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from goodinit.errors import UnhealthyError
@@ -183,6 +184,26 @@ class Signal:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
+    def save_html(self, path: str | Path, *, title: str = "", lr: float = 0.01) -> Path:
+        """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
+
+        Args:
+            path: of the file, whose name ends in ``.html``.
+            title: of the page.
+            lr: learning rate for the relative updates.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: the path is a folder, does not end in .html, or cannot be written to; lr is not positive.
+            SaveError: the disk is full; what was there before is as it was.
+            MissingExtraError: Jinja2 is not installed.
+        """
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
+
+        return save_page(path, after=self, title=title, lr=lr)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -191,6 +212,12 @@ class Comparison:
     before: Signal
     after: Signal
     labels: tuple[str, str] = ("before", "after")
+
+    def save_html(self, path: str | Path, *, title: str = "", lr: float = 0.01) -> Path:
+        """Write a page of both, as `Signal.save_html` of one."""
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a comparison does not need it
+
+        return save_page(path, before=self.before, after=self.after, labels=self.labels, title=title, lr=lr)
 
     def __str__(self) -> str:
         names = dict.fromkeys([layer.name for layer in (*self.before, *self.after)])
