@@ -38,7 +38,7 @@ def errors_shown(*, whole: bool = False) -> Iterator[None]:
     except GoodinitError as error:
         if whole:
             traceback.print_exception(error)
-        typer.echo(f"goodinit: {error}", err=True)
+        typer.echo("\n".join([f"goodinit: {error}", *getattr(error, "__notes__", [])]), err=True)
         sys.exit(MISUSED if isinstance(error, OptionError) else FAILED)
     except KeyboardInterrupt:
         typer.echo("goodinit: interrupted", err=True)

@@ -22,23 +22,36 @@ _GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})  # Pillow's names
 def folder_samples(folder: Path, wanted: Wanted) -> Samples:
     """Images drawn at random from a folder: of files in it at any depth, or of parquet files as sets on the hub have them.
 
-    Where the images lie in folders of it, these are the classes, whose numbers are the labels.
+    Where all images lie in folders of it, these are the classes, whose numbers are the labels.
 
     Raises:
         DataError: no images there, or one that cannot be read.
         MissingExtraError: Pillow, NumPy or datasets is not installed.
     """
-    Image = require("PIL.Image", extra="data")  # noqa: N806 - a module whose name is that
+    Image = _pillow()  # noqa: N806 - a module whose name is that
     suffixes = Image.registered_extensions()
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
     if not files:
         return _parquet_samples(folder, wanted)
     chosen = [files[i] for i in _drawn(len(files), wanted)]
-    with reading(str(folder)):
-        images = [_opened(Image, path) for path in progress(iter(chosen), len(chosen), "goodinit: images")]
-    classes = sorted({path.relative_to(folder).parts[0] for path in files if path.parent != folder})
-    labels = [classes.index(path.relative_to(folder).parts[0]) for path in chosen] if len(classes) > 1 else None
+    images = [_opened(Image, path) for path in progress(iter(chosen), len(chosen), "goodinit: images")]
+    classes = sorted({path.relative_to(folder).parts[0] for path in files})
+    in_folders = len(classes) > 1 and all(path.parent != folder for path in files)
+    labels = [classes.index(path.relative_to(folder).parts[0]) for path in chosen] if in_folders else None
     return _samples(images, labels, wanted, f"{len(images)} of {len(files):,} images of {str(folder)!r}")
+
+
+def _parquet_samples(folder: Path, wanted: Wanted) -> Samples:
+    files = sorted(map(str, folder.glob("train*.parquet"))) or sorted(map(str, folder.glob("*.parquet")))
+    if not files:
+        held = sorted(path.name for path in folder.iterdir())
+        shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
+        raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {shown}")
+    datasets = require("datasets", extra="data")
+    with reading(str(folder)), quiet(datasets):
+        rows = datasets.load_dataset("parquet", data_files=files, split="train")
+        found = list(rows.select(_drawn(len(rows), wanted)))
+    return _samples_of_rows(found, wanted, f"{len(found)} of {len(rows):,} images", repr(str(folder)))
 
 
 def hub_samples(name: str, wanted: Wanted) -> Samples:
@@ -51,32 +64,31 @@ def hub_samples(name: str, wanted: Wanted) -> Samples:
     """
     if not name:
         raise OptionError("--data hub: expected the name of a set, such as hub:ylecun/mnist")
-    return _rows_samples((name,), {}, wanted, f"{name} from the Hugging Face hub")
-
-
-def _parquet_samples(folder: Path, wanted: Wanted) -> Samples:
-    files = sorted(map(str, folder.glob("train*.parquet"))) or sorted(map(str, folder.glob("*.parquet")))
-    if not files:
-        held = sorted(path.name for path in folder.iterdir())
-        shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
-        raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {shown}")
-    return _rows_samples(("parquet",), {"data_files": files}, wanted, repr(str(folder)))
-
-
-def _rows_samples(source: tuple[str, ...], options: dict[str, Any], wanted: Wanted, place: str) -> Samples:
-    """Of a set that is read row by row: drawn from a buffer that moves through it."""
-    datasets, Image = require("datasets", extra="data"), require("PIL.Image", extra="data")  # noqa: N806 - a module's name
-    with reading(place, fetched=not options, option="--data"), quiet(datasets):
-        rows = datasets.load_dataset(*source, **options, split="train", streaming=True)
+    datasets, place = require("datasets", extra="data"), f"{name} from the Hugging Face hub"
+    with reading(place, fetched=True, option="--data"), quiet(datasets):
+        rows = datasets.load_dataset(name, split="train", streaming=True)
         drawn = rows.shuffle(seed=wanted.seed, buffer_size=max(_BUFFER, wanted.rows)).take(wanted.rows)
         found = list(progress(iter(drawn), wanted.rows, "goodinit: images"))
-    first = found[0] if found else {}
-    column = next((key for key, value in first.items() if isinstance(value, Image.Image)), None)
-    if column is None:
-        raise DataError(f"no images in {place}; its columns: {', '.join(first) or 'none'}")
+    return _samples_of_rows(found, wanted, f"{len(found)} images", place)
+
+
+def _samples_of_rows(rows: Sequence[dict[str, Any]], wanted: Wanted, text: str, place: str) -> Samples:
+    """Of the first column of images, and the first of whole numbers for labels."""
+    Image = _pillow()  # noqa: N806 - a module whose name is that
+    first = rows[0] if rows else {}
+    image = next((key for key, value in first.items() if isinstance(value, Image.Image)), None)
     label = next((key for key, value in first.items() if isinstance(value, int)), None)
-    labels = None if label is None else [row[label] for row in found]
-    return _samples([row[column] for row in found], labels, wanted, f"{len(found)} images of {place}")
+    if image is None:
+        raise DataError(f"there is no column of images in {place}; the columns are {', '.join(first) or 'none'}")
+    labels = None if label is None else [row[label] for row in rows]
+    return _samples([row[image] for row in rows], labels, wanted, f"{text} of {place}")
+
+
+def _pillow() -> Any:
+    require("PIL", extra="data")
+    from PIL import Image  # noqa: PLC0415 - needs the extra
+
+    return Image
 
 
 def _drawn(count: int, wanted: Wanted) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,11 @@ import goodinit
 from goodinit.command import arguments
 from goodinit.command.inputs import Inputs
 from goodinit.command.preparation import Setup, running
-from goodinit.command.report_files import check_paths, save_reports
+from goodinit.command.report_files import check_paths, need_signals, save_reports
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
 from goodinit.lsuv import lsuv_
 from goodinit.progress import busy
+from goodinit.propagation import measure
 from goodinit.report import Report
 
 
@@ -77,13 +79,16 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
     """
     targets = arguments.targets(wishes.target_std)
     pre_init = arguments.PRE_INITS[arguments.chosen("--pre-init", wishes.pre_init, arguments.PRE_INITS)]
-    check_paths(wishes.reports, wishes.out, setup.data)
+    check_paths(wishes.reports, wishes.out, setup.data, setup.weights)
     if wishes.out is not None:
         check_weights_path(wishes.out)
     model, inputs = setup.prepare()
     if wishes.out is not None:
         check_saveable(model)
-    with running(model, inputs), busy("goodinit: initializing"):
+    shown = need_signals(wishes.reports)
+    several = len(inputs.batches) > 1  # which show a bar of their own
+    with running(model, inputs), contextlib.nullcontext() if several else busy("goodinit: initializing"):
+        before = measure(model, inputs.batches[0]) if shown else None
         report = lsuv_(
             model,
             inputs.data,
@@ -93,6 +98,7 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
             batches=len(inputs.batches),
             generator=torch.Generator().manual_seed(setup.seed),
         )
+        after = measure(model, inputs.batches[0]) if shown else None
     size = 0 if wishes.out is None else save_weights(model, wishes.out)
-    save_reports(wishes.reports, setup.model, report=report)
+    save_reports(wishes.reports, setup.model, report=report, before=before, after=after)
     return Initialized(setup, inputs, report, wishes.out, size, wishes.reports)

@@ -77,11 +77,14 @@ def _arguments(samples: Samples, model: nn.Module) -> Mapping[str | int, str]:
     fixed = [p for p in parameters if p.kind not in variable]
     required = [p.name for p in fixed if p.default is p.empty]
     tensors = list(samples.tensors)
+    inputs = [name for name in tensors if name not in _LABELS]
     matching: dict[str | int, str] = {p.name: p.name for p in fixed if p.name in tensors and p.kind is not p.POSITIONAL_ONLY}
     if matching and matching.keys() >= set(required):
         return matching
     if samples.ordered and not matching and len(tensors) >= len(required):
         return dict(enumerate(tensors[: max(1, len(required))]))
+    if len(inputs) == 1 and not matching and len(required) <= 1:
+        return {0: inputs[0]}
     if inspect.Parameter.VAR_KEYWORD in variable and not required:
         return {name: name for name in tensors}
     takes = ", ".join(required or [p.name for p in fixed]) or "no argument"

@@ -53,10 +53,10 @@ def inspected(setup: Setup, loss: str | None, reports: tuple[Path, ...]) -> Insp
     Raises:
         GoodinitError: of many kinds; nothing was saved, and what was there before is as it was.
     """
-    check_paths(reports, None, setup.data)
+    check_paths(reports, None, setup.data, setup.weights)
     model, inputs = setup.prepare()
     function = None if loss is None else objective(loss, inputs.labels)
     with running(model, inputs), busy("goodinit: measuring"):
-        signal = measure(model, inputs.data, function)
+        signal = measure(model, inputs.batches[0], function)
     save_reports(reports, setup.model, after=signal)
     return Inspected(setup, inputs, signal, reports)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from goodinit.console import code_error
-from goodinit.errors import MissingExtraError, OptionError, did_you_mean
+from goodinit.errors import MissingExtraError, ModelError, OptionError, did_you_mean
 
 # What would fetch weights, or run code that comes with a model.
 _REFUSED = ("pretrained", "trust_remote_code", "checkpoint_path", "cache_dir", "code_revision")
@@ -26,6 +27,7 @@ def transformers_model(name: str, keywords: Mapping[str, Any]) -> Callable[[], n
 
     Raises:
         OptionError: no configuration there, one of no model that this version of transformers has, unknown entries.
+        ModelError: it cannot be read, or fetched.
         MissingExtraError: transformers is not installed.
     """
     transformers = _library("transformers", keywords)
@@ -46,14 +48,19 @@ def _config(transformers: ModuleType, name: str, keywords: Mapping[str, Any]) ->
     path = Path(name)
     if path.is_dir() and not (path / "config.json").is_file():
         raise OptionError(f"the folder {name!r} has no config.json; transformers writes one with config.save_pretrained(folder)")
-    if not path.exists() and (name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1):
-        raise OptionError(f"there is no file or folder {name!r}")
+    on_hub = not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not name.endswith(".json")
+    if not path.exists() and not on_hub:
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise OptionError(
+            f"there is no file or folder {name!r}{did_you_mean(path.name, siblings)}; a name on the Hugging Face hub is "
+            "ORGANIZATION/NAME, such as openai-community/gpt2"
+        )
     try:
         config, unknown = transformers.AutoConfig.from_pretrained(
-            name, return_unused_kwargs=True, trust_remote_code=False, local_files_only=path.exists(), **keywords
+            name, return_unused_kwargs=True, trust_remote_code=False, local_files_only=not on_hub, **keywords
         )
     except Exception as error:  # whatever the hub, the network, JSON and the check of the entries raise
-        raise OptionError(f"transformers cannot read the configuration {name!r}: {type(error).__name__}: {error}") from error
+        raise ModelError(f"transformers cannot read the configuration {name!r}: {type(error).__name__}: {error}") from error
     if unknown:
         key = next(iter(unknown))
         raise OptionError(f"the configuration {name!r} has no entry {key!r}{did_you_mean(key, config.to_dict())}")

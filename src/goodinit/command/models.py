@@ -94,8 +94,8 @@ def _name_of_file(path: Path) -> str:
     """``"nets.mine"`` of nets/mine.py; the folder of a file that is not below the current one becomes importable."""
     path = path.with_suffix(".py").resolve()
     if not path.is_file():
-        siblings = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise OptionError(f"there is no file {str(path)!r}{did_you_mean(path.name, siblings)}")
+        siblings = [file.stem for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise OptionError(f"there is no file {str(path)!r}{did_you_mean(path.stem, siblings)}")
     if path.is_relative_to(Path.cwd()):
         return ".".join(path.relative_to(Path.cwd()).with_suffix("").parts)
     sys.path.insert(0, str(path.parent))

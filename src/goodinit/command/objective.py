@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goodinit.command.models import find_object
+from goodinit.console import code_error
 from goodinit.errors import DataError, OptionError, did_you_mean
 
 Objective = Callable[[Any], Tensor] | Literal["output"]
@@ -39,9 +40,15 @@ def objective(name: str, labels: Tensor | None) -> Objective:
             f"--loss {name} needs labels, and the data holds none: a tensor of what the model should say, called labels, label, "
             "targets, target or y; or images in a folder for each class"
         )
-    if labels is None or not _takes(function, 2):
-        return function
-    return lambda output: function(output, _beside(labels, output))
+    with_labels = labels is not None and _takes(function, 2)
+
+    def loss(output: Any) -> Any:
+        try:
+            return function(output, _beside(labels, output)) if with_labels else function(output)
+        except Exception as error:
+            raise code_error(f"the loss {name}", error) from error
+
+    return loss
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:
@@ -52,10 +59,10 @@ def _takes(function: Callable[..., Any], count: int) -> bool:
     return True
 
 
-def _beside(labels: Tensor, output: Any) -> Tensor:
+def _beside(labels: Any, output: Any) -> Any:
     """The labels where the output is."""
-    output = _tensor(output)
-    return labels.to(output.device) if isinstance(output, Tensor) else labels
+    scores = _tensor(output)
+    return labels.to(scores.device) if isinstance(scores, Tensor) else labels
 
 
 def _tensor(output: Any) -> Any:

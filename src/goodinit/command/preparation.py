@@ -47,9 +47,9 @@ class Setup:
             seed_everything(self.seed)
             model = make()
             check_model(model)
-            model = model.to(device=where, dtype=dtype)
             if self.weights is not None:
                 load_weights(model, self.weights)
+            model = model.to(device=where, dtype=dtype)
         inputs = read_inputs(
             self.data,
             model,

@@ -6,54 +6,83 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from goodinit.errors import OptionError, require
-from goodinit.files import check_writable, write_whole
+from goodinit.files import check_writable, replacing, write_whole
 from goodinit.report import Report
 from goodinit.signals import Signal
 
+_PAGES = (".html", ".htm")
 
-def check_paths(reports: Iterable[Path], out: Path | None, data: str) -> None:
+
+def check_paths(reports: Iterable[Path], out: Path | None, *sources: str | Path | None) -> None:
     """Refuse paths that no report could be saved at, or that would take another file's place: before the work, not after.
+
+    Args:
+        reports: where to save reports.
+        out: where to save weights.
+        sources: what is read.
 
     Raises:
         OptionError: an unknown kind of file, no such folder, no permission, the same file twice.
         MissingExtraError: what makes it is not installed.
     """
-    taken = {Path(data).resolve(): "--data"} | ({} if out is None else {out.resolve(): "--out"})
+    taken = [Path(source).resolve() for source in sources if source is not None]
     for path in (*([] if out is None else [out]), *reports):
-        option = "--out" if path is out else "--report"
-        if taken.get(path.resolve(), option) != option:
-            raise OptionError(f"{option} {str(path)!r} is the file of {taken[path.resolve()]}, which it would replace")
+        if path.resolve() in taken:
+            raise OptionError(f"{str(path)!r} is given twice: it would be written over")
+        taken.append(path.resolve())
     for path in reports:
         _check(path)
 
 
 def _check(path: Path) -> None:
     kind = path.suffix.lower()
-    if kind in (".html", ".json"):
-        check_writable(path, what="a report", example="report.html")
-    if kind == ".html":
+    if kind in _PAGES:
         require("jinja2", extra="page")
-    if kind not in (".html", ".json"):
-        from goodinit.plots import check_picture_path, picture_formats  # noqa: PLC0415 - needs the extra
+    elif kind != ".json":
+        _check_picture(path)
+    check_writable(path, what="a report", example="report.html")
 
-        formats = picture_formats()
-        if kind.lstrip(".") not in formats:
-            raise OptionError(
-                f"--report {str(path)!r}: its name should end in .html, .json, or one of a picture: {', '.join(formats)}"
-            )
-        check_picture_path(path)
+
+def _check_picture(path: Path) -> None:
+    from goodinit.plots import picture_formats  # noqa: PLC0415 - needs the extra
+
+    formats = picture_formats()
+    if path.suffix.lower().lstrip(".") not in formats:
+        known = ", ".join([".html", ".json", *(f".{name}" for name in formats)])
+        raise OptionError(f"a report cannot be saved as {str(path)!r}: its name should end in one of {known}")
+
+
+def need_signals(paths: Iterable[Path]) -> bool:
+    """Whether a file shows signals too: JSON of an initialization does not."""
+    return any(path.suffix.lower() != ".json" for path in paths)
 
 
 def save_reports(
     paths: Sequence[Path], title: str, *, report: Report | None = None, before: Signal | None = None, after: Signal | None = None
 ) -> None:
-    """Save an initialization with the signals before and after it, or a signal.
+    """Save an initialization with the signals before and after it, or a signal alone (``after``).
 
     Raises:
         SaveError: the disk is full, or the like; what was there before is as it was.
     """
     for path in paths:
-        if path.suffix.lower() == ".json":
+        kind = path.suffix.lower()
+        if kind == ".json":
             found = report or after
             assert found is not None
             write_whole(path, found.to_json().encode() + b"\n")
+        elif kind in _PAGES:
+            from goodinit.page.html import save_page  # noqa: PLC0415 - needs the extra
+
+            save_page(path, report=report, before=before, after=after, title=title)
+        else:
+            assert after is not None
+            _save_picture(path, before, after)
+
+
+def _save_picture(path: Path, before: Signal | None, after: Signal) -> None:
+    from goodinit.plots import plot_stds  # noqa: PLC0415 - needs the extra
+
+    figure, _ = plot_stds({} if before is None else {x.name: x.std for x in before}, {x.name: x.std for x in after})
+    with replacing(path, 0) as unfinished:
+        figure.savefig(unfinished, format=path.suffix.lower().lstrip("."), dpi=150)

@@ -89,10 +89,10 @@ def _read_numpy(path: Path) -> dict[str, Tensor]:
     import numpy as np  # noqa: PLC0415 - needs the extra
 
     try:
-        held = np.load(path, allow_pickle=False)
-        if isinstance(held, np.ndarray):
-            return {"array": _tensor(held, path, "the array")}
-        with held:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                return {"array": _tensor(held, path, "the array")}
             return {name: _tensor(held[name], path, repr(name)) for name in _sorted(held.files)}
     except DataError:
         raise

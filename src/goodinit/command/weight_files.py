@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 import goodinit
@@ -39,7 +40,7 @@ def check_saveable(model: nn.Module) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> int:
-    """Write all parameters and buffers; of tied ones one, as safetensors.torch.load_model expects it.
+    """Write all parameters and buffers; of tied ones the first, as safetensors.torch.load_model expects it.
 
     Returns:
         The size of the file in bytes.
@@ -47,19 +48,35 @@ def save_weights(model: nn.Module, path: Path) -> int:
     Raises:
         SaveError: the disk is full, or the like; what was there before is as it was.
     """
-    from safetensors.torch import save_model  # noqa: PLC0415 - needs the extra
+    from safetensors.torch import save_file  # noqa: PLC0415 - needs the extra
 
-    size = sum(t.numel() * t.element_size() for t in _distinct(model))
+    tensors, tied = _distinct(model)
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    metadata = {"format": "pt", "made_by": f"goodinit {goodinit.__version__}", **tied}
     with replacing(path, size) as unfinished:
         try:
-            save_model(model, str(unfinished), metadata={"format": "pt", "made_by": f"goodinit {goodinit.__version__}"})
+            save_file(tensors, unfinished, metadata=metadata)
         except Exception as error:
             raise _as_os_error(error, path) from error
     return path.stat().st_size
 
 
-def _distinct(model: nn.Module) -> list[Tensor]:
-    return list({t.data_ptr(): t for t in model.state_dict().values()}.values())
+def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors that share no memory; for each name that is left out, the name of the same tensor that is not.
+
+    safetensors.torch.save_model refuses parts of one tensor, which the weights of an LSTM are on a GPU.
+    """
+    kept: dict[object, str] = {}
+    tensors, tied = {}, {}
+    for name, tensor in model.state_dict().items():
+        same = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+        first = kept.setdefault(same, name)
+        if first != name:
+            tied[name] = first
+        else:
+            part = tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+            tensors[name] = tensor.clone(memory_format=torch.contiguous_format) if part else tensor.contiguous()
+    return tensors, tied
 
 
 def _as_os_error(error: Exception, path: Path) -> OSError:
