@@ -1,7 +1,7 @@
 """Elementwise non-linearities: which functions they are, where they are flat, and which operator's output they are given.
 
 An output is followed by its identity through functions that keep its units apart: normalization, dropout, pooling, reshaping,
-casts, the addition of a bias. Through a sum of two branches or a product it is not.
+casts, the addition of a bias, a non-linearity. Through a sum of two branches or a product it is not.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ class Flat(NamedTuple):
         """As tanh and sigmoid are, and ReLU is not."""
         return self.low > -torch.inf and self.high < torch.inf
 
+    @property
+    def around_zero(self) -> bool:
+        """Whether it is flat on both sides of zero: ReLU6 is not, which saturates above 6, and below 0 is as ReLU."""
+        return self.at_both_ends and self.low < 0 < self.high
+
 
 class Shape(NamedTuple):
     """A non-linearity's flat parts: where it saturates, and where units in it are dead."""
@@ -58,8 +63,10 @@ NON_LINEARITIES: frozenset[Function] = frozenset(
     | _all_of("relu tanh sigmoid prelu clamp clamp_min sin selu celu rrelu threshold hardsigmoid", torch, Tensor)
 )
 
+NORMALIZATIONS: frozenset[Function] = frozenset(_all_of("batch_norm layer_norm group_norm instance_norm rms_norm normalize", F))
 _KEEP_UNITS: frozenset[Function] = frozenset(
-    _all_of("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm normalize", F)
+    NORMALIZATIONS
+    | {F.local_response_norm}
     | _all_of("dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout", F, torch)
     | _all_of("max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", F)
     | _all_of("avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", F)
@@ -109,16 +116,16 @@ class Trail(Generic[T]):
 
     def find(self, tensor: object) -> T | None:
         """What a tensor is, unless it was overwritten since."""
-        found = self._seen.get(id(tensor))
-        if found is None or found[0]() is not tensor or found[1] != found[0]()._version:  # type: ignore[union-attr]  # the line before
+        reference, version, what = self._seen.get(id(tensor), (None, 0, None))
+        if not isinstance(tensor, Tensor) or reference is None or reference() is not tensor:
             return None
-        return found[2]
+        return what if tensor._version == version else None
 
     def follow(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make a call that may hand on a tensor that is followed."""
         what = None
-        if function in _KEEP_UNITS:
-            what = self.find(_input(args, kwargs))
+        if function in _KEEP_UNITS or function in NON_LINEARITIES:
+            what = self.find(input_of(args, kwargs))
         elif function in _ADD and len(args) > 1:
             a, b = args[:2]
             what = self.find(a) if isinstance(b, nn.Parameter) else self.find(b) if isinstance(a, nn.Parameter) else None
@@ -128,5 +135,6 @@ class Trail(Generic[T]):
         return out
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The argument that such functions have first."""
     return args[0] if args else kwargs.get("input")

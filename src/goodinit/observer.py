@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from goodinit import sharded
-from goodinit.activations import NON_LINEARITIES, Flat, Trail, shape_of
-from goodinit.intercept import Function
+from goodinit.activations import NON_LINEARITIES, NORMALIZATIONS, Flat, Trail, input_of, shape_of
+from goodinit.layer import Layer
 from goodinit.ledger import fetched
 from goodinit.operation import Operation, Part
-from goodinit.operators import name_of
-from goodinit.signals import Layer
+from goodinit.operators import Function, name_of
 from goodinit.summaries import Summary, effective_ranks, folded, gram, histograms, norms, sampled, some_of, summarized
 from goodinit.weights import Weight
 
@@ -43,6 +42,7 @@ class Trace:
     some: Tensor
     weight_norms: list[Tensor]
     activation: str | None = None
+    normalized: bool = False
     dead: Tensor | None = None
     saturated: Tensor | None = None
     grads: list[Tensor] | None = None
@@ -87,14 +87,13 @@ class Observer:
 
     def watch(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make any other call: a non-linearity, maybe, or one that hands an output on."""
-        if function not in NON_LINEARITIES:
-            return self._trail.follow(function, args, kwargs, call)
-        given = args[0] if args else kwargs.get("input")
-        trace = self._trail.find(given)
-        if trace is not None and trace.activation is None:
+        given = input_of(args, kwargs)
+        if function in NORMALIZATIONS and (normalized := self._trail.find(given)) is not None:
+            normalized.normalized = True
+        if function in NON_LINEARITIES and (activated := self._trail.find(given)) is not None and activated.activation is None:
             with torch.no_grad():
-                _activated(trace, given.detach(), function, args[1:], kwargs)
-        return call()
+                _activated(activated, given.detach(), function, args[1:], kwargs)
+        return self._trail.follow(function, args, kwargs, call)
 
     # The way back.
 
@@ -179,7 +178,7 @@ def _activated(trace: Trace, given: Tensor, function: Function, args: tuple[Any,
     channel = _axis_of(given, trace)
     if shape.dead.low > -torch.inf or shape.dead.high < torch.inf:
         trace.dead = _share_beyond(folded(given, channel), shape.dead)
-    if shape.saturated.at_both_ends:
+    if shape.saturated.around_zero:
         rows, flat = sampled(given, channel), shape.saturated
         trace.saturated = ((rows <= flat.low) | (rows >= flat.high)).to(torch.float32).mean()
 
@@ -258,7 +257,9 @@ def _layer(
         sample_std,
         channel_spread=spread,
         effective_rank=None if rank is None or trace.limit < 1 else rank / trace.limit,
+        rank_limit=trace.limit,
         activation=trace.activation,
+        normalized=trace.normalized,
         dead=_value(trace.dead),
         saturated=_value(trace.saturated),
         grad_std=None if grad is None else grad / math.sqrt(elements),
@@ -266,6 +267,7 @@ def _layer(
         weight_grad_norm=weight_grad,
         histogram=histogram,
         output_shape=trace.output_shape,
+        channels=None if trace.channel is None else trace.output_shape[trace.channel],
     )
 
 

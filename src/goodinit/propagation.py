@@ -28,6 +28,7 @@ def measure(
     loss: Loss = None,
     *,
     forward: Forward | None = None,
+    lr: float | None = None,
     mode: Literal["train", "eval"] = "train",
 ) -> Signal:
     """Measure the output of every linear operator on a weight, in the order in which they run; with a loss, its gradients too.
@@ -44,6 +45,7 @@ def measure(
             the model is not given of the batch: ``measure(model, (x, y), loss=F.cross_entropy)``, or a loader that yields such
             pairs; with ``forward`` it is the batch. ``"output"`` for a model that returns its loss, itself or as ``.loss``.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        lr: a learning rate of plain SGD, to judge the size of its updates; they are shown for 0.01 otherwise, and not judged.
         mode: ``"train"`` or ``"eval"``, as for `goodinit.lsuv_`.
 
     Returns:
@@ -64,6 +66,8 @@ def measure(
     check_model(model)
     if mode not in ("train", "eval"):
         raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
+    if lr is not None and not (isinstance(lr, (int, float)) and 0 < lr < float("inf")):
+        raise OptionError(f"lr must be a positive number; got {lr!r}")
     objective = Objective.checked(loss)
     observer = Observer()
     with guard.Randomness(None).preserved(model), guard.gradients_aside(model), guard.restored(model, attributes=True):
@@ -71,7 +75,7 @@ def measure(
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
             value = _run(model, call, objective, observer)
         layers = observer.layers()
-    return Signal(layers, value, str(call), time.perf_counter() - start)
+    return Signal(layers, value, str(call), lr, time.perf_counter() - start)
 
 
 def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> float | None:

@@ -173,17 +173,10 @@ class Report:
 
     def __rich__(self) -> Any:
         """The table for rich's console."""
-        from rich import box  # noqa: PLC0415 - an extra; only rich calls this
-        from rich.console import Group  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
+        from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
-        for i, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="right" if i in _RIGHT else "left", no_wrap=i != 0)
-        for record in self.records:
-            style = None if record.status in ("scaled", "shared", "drawn") else "dim" if record.ok else "bold red"
-            table.add_row(*_cells(record), style=style)
-        return Group(table, self.summary())
+        styles = [None if r.status in ("scaled", "shared", "drawn") else "dim" if r.ok else "bold red" for r in self.records]
+        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), self.summary())
 
 
 _COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
@@ -226,6 +219,21 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Containe
     widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
     text = [_line(row, widths, right) for row in lines]
     return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def rich_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = (), styles: Iterable[str | None]
+) -> Any:
+    """The same for rich's console, each row in its style."""
+    from rich import box  # noqa: PLC0415 - an extra
+    from rich.table import Table  # noqa: PLC0415
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
+    for i, column in enumerate(head):
+        made.add_column(column, justify="right" if i in right else "left", no_wrap=i != 0, overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        made.add_row(*row, style=style)
+    return made
 
 
 def printed(shown: object) -> None:

@@ -10,88 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
-from goodinit.report import number, printed, table
+from goodinit.layer import Finding, Layer
+from goodinit.report import number, printed, rich_table, table
+from goodinit.verdict import findings_of, share, verdict_on
+
+__all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
 _SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The output of one weight's operator, bias included, at the weight's first use."""
-
-    name: str
-    """Name of the parameter, as in a `goodinit.Report`."""
-    operator: str
-    """``"linear"``, ``"conv2d"``, ``"matmul"``, …"""
-    shape: tuple[int, ...]
-    """Of the weight, as the operator saw it."""
-    mean: float
-    """Over all elements of the output: samples, channels, positions; of a complex output its absolute value."""
-    std: float
-    """Over all elements. What LSUV brings to 1. NaN or infinity if there is NaN or infinity among them."""
-    sample_std: float
-    """Between samples, the first axis: the root of the variance over samples, averaged over all else. Where it is much smaller
-    than ``std``, the output is nearly the same whatever the input is; what varies in it are biases. 0 for a batch of one."""
-    channel_spread: float | None = None
-    """Std of the channels' means, as a share of ``std``: 1 says that an element's channel decides what it is."""
-    effective_rank: float | None = None
-    """exp(entropy of the eigenvalues of the output's covariance, as shares of their sum), as a share of the most that its shape
-    allows."""
-    activation: str | None = None
-    """The elementwise non-linearity that the output goes into, directly or through a normalization; None if none was seen."""
-    dead: float | None = None
-    """Share of units whose activation is constant, with gradient zero, for all samples and positions."""
-    saturated: float | None = None
-    """Share of activations in the flat part of a non-linearity that has one at both ends (tanh, sigmoid)."""
-    grad_std: float | None = None
-    """Root mean square of dL/d output over all elements; with a loss."""
-    weight_norm: float = math.nan
-    """Frobenius norm."""
-    weight_grad_norm: float | None = None
-    """Frobenius norm of dL/d weight; with a loss."""
-    histogram: tuple[int, ...] | None = None
-    """Of some elements of the output: counts in bins of equal width from mean - 4 std to mean + 4 std."""
-    output_shape: tuple[int, ...] = ()
-    """Of the output."""
-
-    @property
-    def grad_norm(self) -> float | None:
-        """Of the gradient at the output, over all of its elements: what stays the same where a layer keeps the signal.
-
-        The std of single elements changes with their number, as where pixels are pooled.
-        """
-        return None if self.grad_std is None else self.grad_std * math.sqrt(math.prod(self.output_shape))
-
-    @property
-    def finite(self) -> bool:
-        """Whether the output holds neither NaN nor infinity."""
-        return math.isfinite(self.std)
-
-    def relative_update(self, lr: float = 0.01) -> float | None:
-        """By what share of itself the first step of SGD without momentum moves the weight: lr * |dL/dW| / |W|.
-
-        The quantity of the paper's Figure 1: from 0.001 to 0.01 networks converge; above that they diverge, below they hardly
-        move. None without a loss.
-        """
-        return None if self.weight_grad_norm is None else _ratio(lr * self.weight_grad_norm, self.weight_norm)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that a person can act on."""
-
-    kind: str
-    """``"vanishing"``, ``"exploding"``, …"""
-    layer: str
-    """Name of the weight at which it begins."""
-    text: str
-    """What was seen."""
-    advice: str
-    """What to do about it; whether LSUV mends it."""
-
-    def __str__(self) -> str:
-        return f"{self.text} {self.advice}"
 
 
 @dataclass(frozen=True)
@@ -104,13 +31,15 @@ class Signal:
     """Its value on the batch; None if no loss was given."""
     batch: str = ""
     """What the model was given."""
+    lr: float | None = None
+    """The learning rate that relative updates are judged for; None: they are not judged."""
     seconds: float = 0.0
     """Wall-clock time of the whole call."""
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """All that is wrong, the gravest first; empty for a healthy model."""
-        return ()
+        """All that is wrong, the gravest first; empty for a healthy model. How it is judged: `goodinit.verdict`."""
+        return findings_of(self.layers, loss=self.loss, lr=self.lr)
 
     @property
     def healthy(self) -> bool:
@@ -120,11 +49,7 @@ class Signal:
     @property
     def verdict(self) -> str:
         """One sentence, then each finding on lines of its own."""
-        count = f"{len(self)} layer{'' if len(self) == 1 else 's'}"
-        if self.healthy:
-            return f"Healthy: no fault found in {count}."
-        lines = [f"{len(self.findings)} fault{'' if len(self.findings) == 1 else 's'} in {count}:"]
-        return "\n".join([*lines, *(f"- {finding}" for finding in self.findings)])
+        return verdict_on(self.findings, len(self))
 
     def assert_healthy(self, *, allow: Iterable[str] = ()) -> None:
         """Raise unless nothing is wrong: for a test-suite.
@@ -175,10 +100,13 @@ class Signal:
         return cls(tuple(_layer(layer) for layer in raw.pop("layers")), **{k: _number_of(v, k) for k, v in raw.items()})
 
     def __str__(self) -> str:
-        return "\n".join([table(*self._table(), right=_RIGHT), self.verdict])
+        head, rows = self._table()
+        return "\n".join([table(head, rows, right=_RIGHT), self.verdict])
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return _COLUMNS, [_cells(layer) for layer in self.layers]
+        """Head and cells; with a loss those of the gradient too."""
+        count = len(_COLUMNS) - (2 if self.loss is None else 0)
+        return _COLUMNS[:count], [_cells(layer, self.lr)[:count] for layer in self.layers]
 
     def show(self) -> None:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
@@ -204,40 +132,44 @@ class Signal:
 
         return save_page(path, after=self, title=title, lr=lr)
 
+    def __rich__(self) -> Any:
+        """The table for rich's console; layers at which a fault begins are red."""
+        from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
+        from rich.text import Text  # noqa: PLC0415
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two signals side by side. ``str`` is a table by name."""
-
-    before: Signal
-    after: Signal
-    labels: tuple[str, str] = ("before", "after")
-
-    def save_html(self, path: str | Path, *, title: str = "", lr: float = 0.01) -> Path:
-        """Write a page of both, as `Signal.save_html` of one."""
-        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a comparison does not need it
-
-        return save_page(path, before=self.before, after=self.after, labels=self.labels, title=title, lr=lr)
-
-    def __str__(self) -> str:
-        names = dict.fromkeys([layer.name for layer in (*self.before, *self.after)])
-        sides = [{layer.name: layer for layer in signal} for signal in (self.before, self.after)]
-        rows = [(name, *(number(side[name].std) if name in side else "-" for side in sides)) for name in names]
-        return table(("weight", *(f"std {label}" for label in self.labels)), rows, right=frozenset({1, 2}))
+        head, rows = self._table()
+        bad = {finding.layer for finding in self.findings}
+        styles = ["bold red" if layer.name in bad else None for layer in self.layers]
+        return Group(rich_table(head, rows, right=_RIGHT, styles=styles), Text(self.verdict))
 
 
-_COLUMNS = ("weight", "operator", "shape", "mean", "std", "sample std")
-_RIGHT = frozenset({3, 4, 5})
+_COLUMNS = ("weight", "operator", "std", "of samples", "rank", "then", "gradient", "update")
+_RIGHT = frozenset({2, 3, 4, 6, 7})
 
 
-def _cells(layer: Layer) -> tuple[str, ...]:
-    shape = "x".join(map(str, layer.shape))
-    return layer.name, layer.operator, shape, number(layer.mean), number(layer.std), number(layer.sample_std)
+def _cells(layer: Layer, lr: float | None) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.operator,
+        number(layer.std),
+        number(layer.sample_std),
+        "-" if layer.effective_rank is None else f"{layer.effective_rank:.2f}",
+        _then(layer),
+        number(layer.grad_norm),
+        number(layer.relative_update() if lr is None else layer.relative_update(lr)),
+    )
+
+
+def _then(layer: Layer) -> str:
+    """The non-linearity that follows, and how much of the output it stops."""
+    flat = [f"{share(part)} {what}" for part, what in ((layer.dead, "dead"), (layer.saturated, "flat")) if part]
+    return ", ".join([layer.activation or "-", *flat])
 
 
 def _layer(raw: dict[str, Any]) -> Layer:
-    values = {key: _number_of(value, key) for key, value in raw.items()}
-    return Layer(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    values: dict[str, Any] = {key: _number_of(value, key) for key, value in raw.items()}
+    values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+    return Layer(**values)
 
 
 def _number_of(value: Any, field: str) -> Any:
@@ -252,8 +184,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(v) for v in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    """Of two numbers, infinity for a denominator of zero."""
-    return numerator / denominator if denominator else math.inf if numerator else 0.0

@@ -113,7 +113,8 @@ def _distances(block: Tensor, first: Tensor, size: int) -> tuple[Tensor, list[Te
 
 def _root(x: Tensor) -> Tensor:
     """Root of the sum of squares, in float64 (float32 where there is no other)."""
-    return torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+    root: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
+    return root
 
 
 def norms(x: Tensor) -> list[Tensor]:
@@ -126,7 +127,7 @@ def folded(z: Tensor, channel: int | None) -> Tensor:
     """(samples, places, channels, places) in the order of memory; a view wherever there is one."""
     if z.dim() < 2:
         return z.reshape(-1, 1, 1, 1)
-    order = sorted(range(1, z.dim()), key=lambda axis: -z.stride(axis))
+    order = sorted(range(1, z.dim()), key=z.stride, reverse=True)
     sizes = [z.shape[axis] for axis in order]
     at = order.index(channel) if channel else len(order)
     outer, inner = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
