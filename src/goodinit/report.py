@@ -168,8 +168,9 @@ class Report:
             MissingExtraError: Jinja2 is not installed.
         """
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a report does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, report=self, before=before, after=after, title=title, lr=lr)
+        return save_page(path, Sources(self, before, after, lr=lr), title=title)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""

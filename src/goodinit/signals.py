@@ -129,8 +129,9 @@ class Signal:
             MissingExtraError: Jinja2 is not installed.
         """
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, after=self, title=title, lr=lr)
+        return save_page(path, Sources(after=self, lr=lr), title=title)
 
     def __rich__(self) -> Any:
         """The table for rich's console; layers at which a fault begins are red."""

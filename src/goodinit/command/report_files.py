@@ -65,19 +65,19 @@ def save_reports(
     Raises:
         SaveError: the disk is full, or the like; what was there before is as it was.
     """
+    found = report or after
+    assert found is not None
     for path in paths:
         kind = path.suffix.lower()
         if kind == ".json":
-            found = report or after
-            assert found is not None
             write_whole(path, found.to_json().encode() + b"\n")
-        elif kind in _PAGES:
-            from goodinit.page.html import save_page  # noqa: PLC0415 - needs the extra
-
-            save_page(path, report=report, before=before, after=after, title=title)
-        else:
+        elif kind not in _PAGES:
             assert after is not None
             _save_picture(path, before, after)
+        elif report is None:
+            found.save_html(path, title=title)
+        else:
+            report.save_html(path, before=before, after=after, title=title)
 
 
 def _save_picture(path: Path, before: Signal | None, after: Signal) -> None:

@@ -1,11 +1,14 @@
 // Panels of curves over the same depth. SVG by hand, without a library: a few curves over an index need two scales and a path,
 // while SVG, unlike a canvas, follows the colour scheme by CSS, prints sharp, and can be tested and read as text. The
 // libraries that would fit into the page (uPlot, 50 kB) draw on a canvas; those that draw SVG are larger than a whole report.
-const MOST_MARKS = 70;
+// Fewer pixels than this from layer to layer: dots say more than a line that goes up and down; more than that: marks on the line.
+const DENSE = 3;
+const SPARSE = 9;
 const LEFT = 58;
 const RIGHT = 14;
 
 const panels = page.panels.map(makePanel);
+byId("panels").classList.add(`of-${panels.length}`);
 
 function makePanel(spec, number) {
   const svg = drawn("svg", { class: "panel", "aria-hidden": "true" });
@@ -54,6 +57,7 @@ function draw(panel) {
   const visible = spec.series.filter(isVisible);
   const values = visible.flatMap((s) => columns[s.key].slice(first, last + 1));
   if (spec.isOutput) values.push(page.target);
+  if (spec.band) values.push(...spec.band);
   const y = spec.log ? logScale(values, bottom, 10, spec.share) : shareScale(bottom, 10);
   const x = (i) => LEFT + ((i - state.view[0]) / (state.view[1] - state.view[0])) * (width - LEFT - RIGHT);
   Object.assign(panel, { x, y, width, height });
@@ -87,7 +91,7 @@ function background({ spec, y, width }) {
 function depthAxis(panel) {
   const { x, y, width } = panel;
   const made = depthTicks(state.view, width - LEFT - RIGHT).map((n) =>
-    drawn("text", { class: "tick x", x: x(n - 1), y: y.bottom + 14 }, n),
+    drawn("text", { class: "tick x", x: x(n - 1), y: y.bottom + 15 }, n),
   );
   if (!panel.isMain) return made;
   for (const [number, run] of moduleRuns(state.view, width - LEFT - RIGHT).entries()) {
@@ -101,8 +105,9 @@ function depthAxis(panel) {
 // As much of a module's name as there is room for.
 function moduleLabel(run, from, to, at) {
   const most = Math.floor((to - from - 4) / 6.4);
-  if (most < 1 || (most < 3 && run.label.length > most)) return [];
-  const label = run.label.length > most ? `${run.label.slice(0, most - 1)}…` : run.label;
+  const fitting = run.labels.find((label) => label.length <= most);
+  if (!fitting && most < 3) return [];
+  const label = fitting ?? `${run.labels[1].slice(0, most - 1)}…`;
   const made = drawn("text", { class: "module-label", x: (from + to) / 2, y: at }, label);
   made.append(drawn("title", {}, run.key));
   return [made];
@@ -139,12 +144,14 @@ function curve(series, x, y, first, last) {
     path += `${pen}${at} ${place.toFixed(1)}`;
     marks += `M${at} ${place.toFixed(1)}h0`;
     if (value === Infinity) edges += `M${at - 4} ${y.top + 3}l4 -6l4 6z`;
-    if (value === 0 && y.place(0) === Infinity) edges += `M${at - 4} ${y.bottom - 3}l4 6l4 -6z`;
+    if (value === 0 && y.place(0) === Infinity) edges += `M${at - 4} ${y.bottom - 6}l4 6l4 -6z`;
     pen = "L";
   }
   const kind = `side${series.side}${series.dashed ? " dashed" : ""}`;
-  const made = [drawn("path", { class: `curve-line ${kind}`, d: path || "M0 0" })];
-  if (last - first < MOST_MARKS && !series.dashed) made.push(drawn("path", { class: `marks ${kind}`, d: marks || "M0 0" }));
+  const room = x(1) - x(0);
+  const density = room < DENSE ? " dense" : "";
+  const made = [drawn("path", { class: `curve-line ${kind}${density}`, d: path || "M0 0" })];
+  if (density || (room > SPARSE && !series.dashed)) made.push(drawn("path", { class: `marks ${kind}${density}`, d: marks || "M0 0" }));
   if (edges) made.push(drawn("path", { class: `edges ${kind}`, d: edges }));
   return made;
 }

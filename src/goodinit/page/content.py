@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from goodinit.page.columns import Column, Side, Value, columns_of_quantities, columns_of_weights
+from goodinit.page.columns import DISTRIBUTION, Column, Value, columns_of
 from goodinit.page.quantities import PANELS, QUANTITIES, Panel, Quantity, written
+from goodinit.page.sources import Sources
 from goodinit.page.tree import Branch, module_tree
 from goodinit.page.verdict import (
     HEALTHS,
@@ -20,7 +21,7 @@ from goodinit.page.verdict import (
     verdict_of_signal,
     worst,
 )
-from goodinit.report import Record, Report
+from goodinit.report import Report
 from goodinit.signals import Signal
 
 
@@ -29,10 +30,10 @@ class Content:
     """All that a page shows."""
 
     title: str
+    headline: str
     verdicts: tuple[tuple[str, Verdict], ...]
     """By what was judged; the first is the page's own."""
     facts: tuple[tuple[str, str], ...]
-    sides: tuple[str, ...]
     columns: tuple[Column, ...]
     bins: int
     """Of the histograms; 0 without."""
@@ -47,97 +48,90 @@ class Content:
     """What the page's script works with: JSON without NaN and infinity."""
 
 
-def content_of(
-    report: Report | None, before: Signal | None, after: Signal | None, *, labels: tuple[str, str], title: str, lr: float
-) -> Content:
+def content_of(sources: Sources, title: str = "") -> Content:
     """Put together what is known of a model before and after something, from a report, or signals, or both.
 
     Args:
-        report: of an initialization.
-        before: measured before it.
-        after: measured after it; of a page of one signal that signal.
-        labels: what to call the two.
+        sources: what is known.
         title: of the page; made from what there is if empty.
-        lr: for the relative update.
     """
-    sides = _sides(report, before, after, labels)
-    names = _names(report, before, after)
-    healths = _healths(names, report, after if after is not None or report is not None else before)
-    bins, curves = _curves(names, sides)
-    columns = (
-        *columns_of_weights(names, healths, report, [s for s in (after, before) if s is not None]),
-        *columns_of_quantities(names, sides, lr),
-    )
-    judged = [("", verdict_of_report(report))] if report is not None else []
-    judged += [(label, verdict_of_signal(s)) for label, s in ((labels[1], after), (labels[0], before)) if s is not None]
-    main = worst(v.health for label, v in judged if label != labels[0] or len(judged) == 1)
+    healths = _healths(sources)
+    verdicts = _verdicts(sources)
+    columns = columns_of(sources, healths)
+    bins, curves = _curves(sources)
     return Content(
-        title=title or _title(report, before, after),
-        verdicts=tuple(judged),
-        facts=_facts(report, before, after, lr),
-        sides=tuple(side.label for side in sides),
+        title=title or _title(sources),
+        headline=_headline(verdicts, sources),
+        verdicts=tuple(verdicts),
+        facts=_facts(sources),
         columns=columns,
         bins=bins,
         curves=curves,
-        tree=tuple(module_tree(names, healths)),
-        healths=tuple(healths),
-        health=main,
-        data=_data(columns, sides, report),
+        tree=tuple(module_tree(sources.names, healths)),
+        healths=healths,
+        health=worst(verdict.health for label, verdict in verdicts if label != sources.labels[0] or len(verdicts) == 1),
+        data=_data(columns, sources),
     )
 
 
-def _sides(report: Report | None, before: Signal | None, after: Signal | None, labels: tuple[str, str]) -> list[Side]:
-    """Signals; where there is none the stds of the report, unless it has none either."""
-    records: Sequence[Record] = () if report is None else report.records
-    found = []
-    for signal, label, stds in (
-        (before, labels[0] if before is not None else "as drawn", {r.name: r.std_before for r in records}),
-        (after, labels[1], {r.name: r.std_after for r in records}),
-    ):
-        layers = {layer.name: layer for layer in signal} if signal is not None else {}
-        if layers or any(std is not None for std in stds.values()):
-            found.append(Side(label, layers, {} if signal is not None else stds))
-    return found
+def _verdicts(sources: Sources) -> list[tuple[str, Verdict]]:
+    """The page's own first; that of before last, for it is the past."""
+    verdicts = [] if sources.report is None else [("", verdict_of_report(sources.report))]
+    both = zip(reversed(sources.labels), (sources.after, sources.before), strict=True)
+    return verdicts + [(label, verdict_of_signal(signal)) for label, signal in both if signal is not None]
 
 
-def _names(*sources: Report | Signal | None) -> list[str]:
-    """Of all weights, in the order in which they ran."""
-    return list(dict.fromkeys(one.name for source in sources if source is not None for one in source))
+def _headline(verdicts: Sequence[tuple[str, Verdict]], sources: Sources) -> str:
+    """The first verdict; an initialization that did all it could may leave faults that no initialization mends."""
+    sentence = verdicts[0][1].sentence
+    if sources.report is None or sources.after is None or sources.after.healthy:
+        return sentence
+    left = len(sources.after.findings)
+    return f"{sentence.removesuffix('.')}, yet {left} fault{' remains' if left == 1 else 's remain'}."
 
 
-def _healths(names: Sequence[str], report: Report | None, signal: Signal | None) -> list[str]:
-    by_record = {} if report is None else {record.name: health_of_record(record) for record in report}
-    by_layer = {} if signal is None else healths_of_signal(signal)
-    return [worst(by[name] for by in (by_record, by_layer) if name in by) for name in names]
+def _healths(sources: Sources) -> tuple[str, ...]:
+    """Of every layer as it is in the end."""
+    judged: list[Mapping[str, str]] = [{record.name: health_of_record(record) for record in sources.records}]
+    if sources.after is not None:
+        judged.append(healths_of_signal(sources.after))
+    elif sources.before is not None and sources.report is None:
+        judged.append(healths_of_signal(sources.before))
+    return tuple(worst(by_name[name] for by_name in judged if name in by_name) for name in sources.names)
 
 
-def _title(report: Report | None, before: Signal | None, after: Signal | None) -> str:
-    if report is not None:
+def _title(sources: Sources) -> str:
+    if sources.report is not None:
         return "Initialization report"
-    return "Signal report" if before is None or after is None else "Two signals compared"
+    return "Signal report" if len(sources.signals) < 2 else "Two signals compared"
 
 
-def _facts(report: Report | None, before: Signal | None, after: Signal | None, lr: float) -> tuple[tuple[str, str], ...]:
+def _facts(sources: Sources) -> tuple[tuple[str, str], ...]:
     """Where the figures come from."""
-    signal = after if after is not None else before
-    facts: list[tuple[str, str]] = []
-    if report is not None:
-        seconds = f"{report.seconds:.2f} s, {report.sampling_seconds:.2f} s of it drawing matrices"
-        facts += [("weights", str(len(report))), ("forward passes", str(report.forward_passes)), ("time", seconds)]
-        if report.sweeps:
-            facts.append(("batches", f"{report.batches} pooled in {report.sweeps} sweep{'' if report.sweeps == 1 else 's'}"))
-    elif signal is not None:
-        facts += [("layers", str(len(signal))), ("time", f"{signal.seconds:.2f} s")]
-    losses = [written(s.loss) for s in (before, after) if s is not None and s.loss is not None]
+    facts = _facts_of_report(sources.report) if sources.report is not None else _facts_of_signal(sources.signals[-1])
+    losses = [written(signal.loss) for signal in sources.signals if signal.loss is not None]
     if losses:
-        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {lr:g}")]
-    batch = (report.batch if report is not None else "") or (signal.batch if signal is not None else "")
-    return (*facts, *([("data", batch)] if batch else []))
+        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {sources.lr:g}")]
+    batches = [one.batch for one in (sources.report, *sources.signals) if one is not None and one.batch]
+    return (*facts, *(("data", batch) for batch in batches[:1]))
 
 
-def _curves(names: Sequence[str], sides: Sequence[Side]) -> tuple[int, tuple[tuple[str, ...], ...]]:
+def _facts_of_report(report: Report) -> list[tuple[str, str]]:
+    seconds = f"{report.seconds:.2f} s, {report.sampling_seconds:.2f} s of it drawing matrices"
+    facts = [("weights", str(len(report))), ("forward passes", str(report.forward_passes)), ("time", seconds)]
+    if report.sweeps:
+        facts.append(("batches", f"{report.batches} pooled in {report.sweeps} sweep{'' if report.sweeps == 1 else 's'}"))
+    return facts
+
+
+def _facts_of_signal(signal: Signal) -> list[tuple[str, str]]:
+    return [("layers", str(len(signal))), ("time", f"{signal.seconds:.2f} s")]
+
+
+def _curves(sources: Sources) -> tuple[int, tuple[tuple[str, ...], ...]]:
     """How many bins the histograms have, and their outlines; no bins where there are no histograms."""
-    histograms = [[side.layers[name].histogram if name in side.layers else None for side in sides] for name in names]
+    layers = [[side.layers.get(name) for side in sources.sides] for name in sources.names]
+    histograms = [[None if layer is None else layer.histogram for layer in row] for row in layers]
     bins = max((len(counts) for row in histograms for counts in row if counts), default=0)
     return bins, tuple(tuple(_outline(counts) for counts in row) for row in histograms)
 
@@ -163,16 +157,18 @@ def _runs(heights: Sequence[int]) -> Iterator[tuple[int, Iterator[int]]]:
         before = height
 
 
-def _data(columns: Sequence[Column], sides: Sequence[Side], report: Report | None) -> dict[str, Any]:
-    targets = {record.target for record in report or ()}
-    by_key = {column.key: column for column in columns}
+def _data(columns: Sequence[Column], sources: Sources) -> dict[str, Any]:
+    targets = {record.target for record in sources.records}
+    by_key = {column.key: column for column in columns if column.key != DISTRIBUTION}
+    quantities = (_of_sides(quantity, by_key, len(sources.sides)) for quantity in QUANTITIES)
+    panels = (_drawn(panel, by_key, len(sources.sides)) for panel in PANELS)
     return {
-        "columns": {column.key: [_plain(value) for value in column.values] for column in columns},
-        "numbers": [column.key for column in columns if column.is_number],
-        "sides": [side.label for side in sides],
+        "columns": {key: [_plain(value) for value in column.values] for key, column in by_key.items()},
+        "numbers": [key for key, column in by_key.items() if column.is_number],
+        "sides": [side.label for side in sources.sides],
         "healths": HEALTHS,
-        "quantities": [q for q in (_of_sides(quantity, by_key, len(sides)) for quantity in QUANTITIES) if any(q["keys"])],
-        "panels": [p for p in (_drawn(panel, by_key, len(sides)) for panel in PANELS) if p["series"]],
+        "quantities": [quantity for quantity in quantities if any(quantity["keys"])],
+        "panels": [panel for panel in panels if panel["series"]],
         "target": targets.pop() if len(targets) == 1 else 1.0,
     }
 

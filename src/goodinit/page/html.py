@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import goodinit
 from goodinit.errors import OptionError, require
 from goodinit.files import check_writable, write_whole
 from goodinit.page.content import Content, content_of
+from goodinit.page.sources import Sources
 from goodinit.page.verdict import HEALTHS
-
-if TYPE_CHECKING:
-    from goodinit.report import Report
-    from goodinit.signals import Signal
 
 # Read in this order: each uses what those before it define.
 _SCRIPTS = ("data.js", "scale.js", "chart.js", "zoom.js", "layer.js", "table.js", "tree.js", "start.js")
@@ -25,26 +22,13 @@ _SUFFIXES = (".html", ".htm")
 _MOST_NOTES, _MOST_NAMES = 8, 6
 
 
-def save_page(
-    path: str | Path,
-    *,
-    report: Report | None = None,
-    before: Signal | None = None,
-    after: Signal | None = None,
-    labels: tuple[str, str] = ("before", "after"),
-    title: str = "",
-    lr: float = 0.01,
-) -> Path:
+def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
     """Write a page about an initialization, a signal, or two signals.
 
     Args:
         path: of the file, whose name ends in ``.html``.
-        report: what `goodinit.lsuv_` or `goodinit.init_` returned.
-        before: measured before it.
-        after: measured after it; of a page of one signal that signal.
-        labels: what to call the two.
+        sources: what the page is about.
         title: of the page.
-        lr: learning rate for the relative updates.
 
     Returns:
         The path.
@@ -56,10 +40,10 @@ def save_page(
     """
     path = Path(path)
     check_page_path(path)
-    if not 0 < lr < float("inf"):
-        raise OptionError(f"lr must be a positive number, not {lr!r}")
-    content = content_of(report, before, after, labels=labels, title=title, lr=lr)
-    write_whole(path, rendered(content).encode("utf-8", "backslashreplace"))  # a name may hold half a surrogate pair
+    if not 0 < sources.lr < math.inf:
+        raise OptionError(f"lr must be a positive number, not {sources.lr!r}")
+    page = rendered(content_of(sources, title))
+    write_whole(path, page.encode("utf-8", "backslashreplace"))  # a name may hold half a surrogate pair
     return path
 
 

@@ -9,6 +9,13 @@ function cellText(i, key) {
   return key !== null && cellOf.has(key) ? rows[i].cells[cellOf.get(key)].textContent.trim() : "";
 }
 
+// A long name goes on in the next line after a dot.
+function breakable(name) {
+  const parts = element("span");
+  name.split(".").forEach((part, n) => parts.append(...(n ? [".", element("wbr"), part] : [part])));
+  return parts;
+}
+
 function markOf(i) {
   return element("span", { class: `mark ${columns.health[i]}`, title: page.healths[columns.health[i]] });
 }
@@ -38,7 +45,7 @@ const drawnQuantities = page.quantities.filter(({ keys }) => keys.some((key) => 
 
 function fillTip(i) {
   const place = `${i + 1} of ${count} · ${summary(i)}`;
-  tip.replaceChildren(element("p", { class: "name" }, markOf(i), names[i]), element("p", { class: "place" }, place), figures(i, drawnQuantities));
+  tip.replaceChildren(element("p", { class: "name" }, markOf(i), breakable(names[i])), element("p", { class: "place" }, place), figures(i, drawnQuantities));
 }
 
 function showTip(x, y) {
@@ -72,7 +79,7 @@ function spoken(i) {
 function fillCard(i) {
   const close = element("button", { type: "button", class: "close", "aria-label": "Close", title: "Close" }, "✕");
   close.addEventListener("click", () => change({ kept: -1 }));
-  const parts = [close, element("h3", {}, markOf(i), names[i]), element("p", { class: "place" }, `${i + 1} of ${count} · ${summary(i)}`)];
+  const parts = [close, element("h3", {}, markOf(i), breakable(names[i])), element("p", { class: "place" }, `${i + 1} of ${count} · ${summary(i)}`)];
   const details = element("div", { class: "details" }, figures(i, page.quantities));
   const histogram = rows[i].querySelector(".curve");
   if (histogram?.childElementCount) details.append(histogramOf(histogram));

@@ -53,9 +53,10 @@ function depthTicks([low, high], width) {
   const rough = ((high - low) * 56) / width;
   const size = 10 ** Math.floor(Math.log10(Math.max(rough, 1)));
   const step = [1, 2, 5, 10].map((n) => n * size).find((n) => n >= rough);
+  const from = step === 2 ? 1 : 0; // 1, 3, 5, …
   const ticks = [];
-  for (let n = Math.ceil((low + 1) / step) * step; n <= high + 1; n += step) if (n >= 1) ticks.push(n);
-  if (ticks[0] !== 1 && low < 0 && step < 2 * ticks[0]) ticks.unshift(1);
+  for (let n = Math.ceil((low + 1 - from) / step) * step + from; n <= high + 1; n += step) if (n >= 1) ticks.push(n);
+  if (ticks[0] !== 1 && low < 0) ticks.unshift(1);
   return ticks;
 }
 
@@ -63,26 +64,44 @@ function depthTicks([low, high], width) {
 function moduleRuns([low, high], width) {
   const first = Math.max(0, Math.ceil(low));
   const last = Math.min(count - 1, Math.floor(high));
-  const room = Math.max(2, Math.floor(width / 64));
+  const room = Math.max(2, Math.floor(width / 68));
   const paths = [];
   for (let i = first; i <= last; i += 1) paths.push(names[i].replace(/\.weight$/, "").split("."));
-  const deepest = Math.max(0, ...paths.map((path) => path.length));
+  const deepest = paths.reduce((most, path) => Math.max(most, path.length), 0);
   let runs = [];
   for (let depth = 1; depth <= deepest; depth += 1) {
     const finer = runsAt(paths, depth, first);
-    if (finer.length > room) break;
+    if (finer.length > room) return runs.length > 3 ? runs : grouped(finer, room);
     runs = finer;
   }
   return runs;
 }
 
+// Neighbours together, as few as make room: "0 – 12".
+function grouped(runs, room) {
+  const size = Math.ceil(runs.length / room);
+  const groups = [];
+  for (let i = 0; i < runs.length; i += size) {
+    const [from, to] = [runs[i], runs[Math.min(i + size, runs.length) - 1]];
+    const labels = from === to ? from.labels : from.labels.map((label, n) => `${label}–${to.labels[n]}`);
+    groups.push({ key: `${from.key} to ${to.key}`, labels, first: from.first, last: to.last });
+  }
+  return groups;
+}
+
 function runsAt(paths, depth, first) {
+  const shared = paths.reduce((n, path) => { while (path.slice(0, n).join() !== paths[0].slice(0, n).join()) n -= 1; return n; }, depth - 1);
   const runs = [];
   paths.forEach((path, i) => {
     const key = path.slice(0, depth).join(".");
     const run = runs[runs.length - 1];
     if (run && run.key === key) run.last = first + i;
-    else runs.push({ key, label: path[Math.min(depth, path.length) - 1], first: first + i, last: first + i });
+    else runs.push({ key, labels: labelsOf(path.slice(0, depth), shared), first: first + i, last: first + i });
   });
   return runs;
+}
+
+// What to call a module, the longest first: without what all have in common, and its own name alone.
+function labelsOf(path, shared) {
+  return [path.slice(Math.min(shared, path.length - 1)).join("."), path[path.length - 1]];
 }

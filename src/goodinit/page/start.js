@@ -1,5 +1,6 @@
 // Everything is defined: show it.
 if (count) {
+  document.body.classList.add("with-script");
   area.setAttribute("aria-valuemin", 1);
   area.setAttribute("aria-valuemax", count);
   area.setAttribute("aria-valuenow", 1);

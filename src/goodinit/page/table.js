@@ -27,8 +27,8 @@ function sortBy(key, direction) {
 }
 
 head.addEventListener("click", (event) => {
-  const cell = event.target.closest("th");
-  if (cell?.dataset.key) sortBy(cell.dataset.key, cell.getAttribute("aria-sort") === "ascending" ? -1 : 1);
+  const cell = event.target.closest("button")?.parentElement;
+  if (cell) sortBy(cell.dataset.key, cell.getAttribute("aria-sort") === "ascending" ? -1 : 1);
 });
 
 function isInModule(name) {

@@ -40,6 +40,7 @@ function openSome() {
     setOpen(n, true);
   }
   showOpened();
+  if (fault >= 0) byId("tree").scrollTop = items[fault].offsetTop - byId("tree").offsetTop - byId("tree").clientHeight / 2;
 }
 
 function showChosenModule(path) {

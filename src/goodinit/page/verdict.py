@@ -105,10 +105,11 @@ def _note_of_status(status: str, records: list[Record]) -> Note:
 
 def verdict_of_signal(signal: Signal) -> Verdict:
     """What a measurement found."""
+    if not len(signal):
+        return Verdict("unjudged", "Nothing was measured.")
     notes = tuple(Note("fault", f.kind, (f.layer,), f.text, f.advice) for f in signal.findings)
     sentence = signal.verdict.partition("\n")[0].rstrip(":")
-    health = "fault" if notes else "healthy" if len(signal) else "unjudged"
-    return Verdict(health, sentence if sentence.endswith(".") else f"{sentence}.", notes)
+    return Verdict("fault" if notes else "healthy", sentence if sentence.endswith(".") else f"{sentence}.", notes)
 
 
 def healths_of_signal(signal: Signal) -> Mapping[str, str]:

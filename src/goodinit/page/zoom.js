@@ -81,6 +81,7 @@ addEventListener("pointerup", (event) => {
   panel.svg.querySelector(".range")?.remove();
   if (!moved) {
     if (panelAt(event) === panel) change({ kept: layerAt(depthAt(panel, event)) });
+    if (event.pointerType !== "mouse") card.scrollIntoView({ block: "nearest" });
   } else if (!pans) {
     const to = depthAt(panel, event);
     setView(Math.min(from, to), Math.max(from, to));
