@@ -47,14 +47,14 @@ def test_transformers_without_an_architecture(folder):
 @pytest.mark.parametrize(
     ("name", "changes", "keywords", "error", "message"),
     [
-        ("gptt", {}, {}, OptionError, r"there is no file or folder 'gptt' \(did you mean 'gpt'\?\); a name on the .* ORGANIZATION/"),
+        ("gptt", {}, {}, OptionError, r"there is no file or folder 'gptt' \(did you mean 'gpt'\?\); a name on the .* ORG"),
         ("gpt/c.json", {}, {}, OptionError, r"there is no file or folder 'gpt/c.json'"),
         (".", {}, {}, OptionError, "the folder '.' has no config.json; transformers writes one with config.save_pretrained"),
         ("gpt", {}, {"nlayer": 3}, OptionError, r"the configuration 'gpt' has no entry 'nlayer' \(did you mean 'n_layer'\?\)"),
-        ("gpt", {}, {"trust_remote_code": True}, OptionError, "--arg trust_remote_code=…: weights are not downloaded here, and code"),
-        ("gpt", {"architectures": ["MyGPT"]}, {}, OptionError, "is of the architecture 'MyGPT', which transformers .* does not have"),
+        ("gpt", {}, {"trust_remote_code": True}, OptionError, "--arg trust_remote_code=…: weights are not downloaded here"),
+        ("gpt", {"architectures": ["MyGPT"]}, {}, OptionError, "of the architecture 'MyGPT', which transformers .* does not"),
         ("gpt", {"architectures": ["AutoConfig"]}, {}, OptionError, "'AutoConfig', which transformers"),
-        ("gpt", {"model_type": "my_gpt"}, {}, ModelError, "transformers cannot read the configuration 'gpt': ValueError: .*my_gpt"),
+        ("gpt", {"model_type": "my_gpt"}, {}, ModelError, "transformers cannot read the configuration 'gpt': .*my_gpt"),
         ("some/one", {}, {}, ModelError, "transformers cannot read the configuration 'some/one': OSError"),
     ],
 )  # fmt: skip
@@ -103,7 +103,7 @@ def test_no_model_of_timm(timm, name, keywords, message):
 
 
 def test_an_argument_that_a_model_of_timm_does_not_take(timm):
-    with pytest.raises(CodeError, match="making timm:test_resnet raised TypeError: .*colour"):
+    with pytest.raises(CodeError, match=r"making timm:test_resnet raised TypeError: .*colour"):
         timm_model("test_resnet", {"colour": 1})()
 
 

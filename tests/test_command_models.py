@@ -17,9 +17,9 @@ from goodinit.errors import ModelError, OptionError
         ("net:Net", {"width": 4}, "Net"),
         ("net:make_model", {"width": 4, "depth": 1}, "Net"),
         ("net:model", {}, "Net"),
-        ("nets.deep:Zoo.Small", {"in_features": 2, "out_features": 3}, "Small"),
+        ("parts.deep:Zoo.Small", {"in_features": 2, "out_features": 3}, "Small"),
         ("net.py:Net", {}, "Net"),
-        ("./nets/deep.py:Zoo.Small", {"in_features": 2, "out_features": 3}, "Small"),
+        ("./parts/deep.py:Zoo.Small", {"in_features": 2, "out_features": 3}, "Small"),
         ("torch.nn:Linear", {"in_features": 2, "out_features": 3}, "Linear"),
     ],
 )
@@ -40,13 +40,13 @@ def test_arguments_reach_the_maker(project):
 @pytest.mark.parametrize(
     ("source", "keywords", "message"),
     [
-        ("nett:Net", {}, r"there is no module 'nett' in the current folder '.*' or installed \(did you mean 'net', 'nets'\?\)"),
-        ("nets.dep:Zoo", {}, r"there is no module 'dep' in the package nets \(did you mean 'deep'\?\)"),
+        ("nett:Net", {}, r"there is no module 'nett' in the current folder '.*' or installed \(did you mean 'net'\?\)"),
+        ("parts.dep:Zoo", {}, r"there is no module 'dep' in the package parts \(did you mean 'deep'\?\)"),
         ("net.deep:Zoo", {}, r"there is no module 'deep' in net, which is no package"),
         ("./nat.py:Net", {}, r"there is no file '.*nat.py' \(did you mean 'net'\?\)"),
         ("nowhere/net.py:Net", {}, r"there is no file '.*nowhere/net.py'$"),
         ("net:make_modell", {}, r"net has no 'make_modell' \(did you mean 'make_model', 'model'\?\)"),
-        ("nets.deep:Zoo.Smal", {}, r"Zoo has no 'Smal' \(did you mean 'Small'\?\)"),
+        ("parts.deep:Zoo.Smal", {}, r"Zoo has no 'Smal' \(did you mean 'Small'\?\)"),
         ("net:Qqq", {}, r"net has no 'Qqq'; it has Net, make_model, model, tied, with_optimizer, fails, noisy, Two and 3 more"),
         (
             "net",
@@ -98,5 +98,5 @@ def test_a_maker_that_raises(project):
 
 
 def test_a_maker_that_returns_no_module(project):
-    with pytest.raises(ModelError, match="net:with_optimizer returned a tuple of Net, dict; it should return a torch.nn.Module"):
+    with pytest.raises(ModelError, match=r"net:with_optimizer returned a tuple of Net, dict; it should return a torch.nn.Module"):
         find_model("net:with_optimizer", {})()

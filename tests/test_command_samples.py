@@ -51,5 +51,5 @@ def test_sources_that_cannot_be_meant(tmp_path, monkeypatch, source, message):
 
 
 def test_tokens_for_a_model_without_an_embedding():
-    with pytest.raises(OptionError, match="--data tokens:3: Linear has no nn.Embedding to know its tokens from"):
+    with pytest.raises(OptionError, match=r"--data tokens:3: Linear has no nn.Embedding to know its tokens from"):
         read_samples("tokens:3", Wanted(2, 0), nn.Linear(2, 2))

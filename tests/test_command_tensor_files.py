@@ -47,7 +47,9 @@ def test_npy(tmp_path, dtype):
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".PT"])
 def test_pickles_of_torch_are_refused(tmp_path, suffix):
-    with pytest.raises(OptionError, match="is not read: torch.save makes pickles, and reading one runs whatever code its author"):
+    with pytest.raises(
+        OptionError, match=r"is not read: torch.save makes pickles, and reading one runs whatever code its author"
+    ):
         read_tensors(tmp_path / f"batch{suffix}")
 
 

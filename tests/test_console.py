@@ -59,7 +59,7 @@ def test_warnings_are_lines_without_a_place(capsys):
 def raised_by(function, *arguments):
     try:
         function(*arguments)
-    except BaseException as error:
+    except (ValueError, RuntimeError, SystemExit) as error:
         return str(code_error("this", error))
 
 

@@ -61,8 +61,8 @@ def dead():
 
 SIZE = 3
 """,
-    "nets/__init__.py": "",
-    "nets/deep.py": "from torch import nn\n\nclass Zoo:\n    class Small(nn.Linear):\n        pass\n",
+    "parts/__init__.py": "",
+    "parts/deep.py": "from torch import nn\n\nclass Zoo:\n    class Small(nn.Linear):\n        pass\n",
     "broken.py": "import math\n\nanswer = math.sqrt(-1)\n",
     "lacking.py": "import a_package_that_is_not_there\n",
     "leaving.py": "import sys\n\nsys.exit(3)\n",

@@ -33,6 +33,15 @@ def inspect(
             rich_help_panel="Data",
         ),
     ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Judge the updates of plain SGD at this learning rate, with --loss.",
+            show_default="shown for 0.01",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     report: options.Report = None,
     check: Annotated[
         bool, typer.Option("--check", help="Exit code 1 if the model is not healthy.", rich_help_panel="Result")
@@ -49,7 +58,7 @@ def inspect(
         from goodinit.command.preparation import Setup  # noqa: PLC0415
 
         setup = Setup(model, data, arg or (), weights, device, dtype, seed, 1, batch_size, image_size)
-        found = inspected(setup, loss, tuple(report or ()))
+        found = inspected(setup, loss, lr, tuple(report or ()))
         if not as_json:
             found.show()
     if as_json:

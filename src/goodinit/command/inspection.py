@@ -12,6 +12,7 @@ from goodinit.command.inputs import Inputs
 from goodinit.command.objective import objective
 from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, save_reports
+from goodinit.errors import OptionError
 from goodinit.progress import busy
 from goodinit.propagation import measure
 from goodinit.signals import Signal
@@ -47,16 +48,18 @@ class Inspected:
         }
 
 
-def inspected(setup: Setup, loss: str | None, reports: tuple[Path, ...]) -> Inspected:
+def inspected(setup: Setup, loss: str | None, lr: float | None, reports: tuple[Path, ...]) -> Inspected:
     """Measure a model.
 
     Raises:
         GoodinitError: of many kinds; nothing was saved, and what was there before is as it was.
     """
+    if lr is not None and loss is None:
+        raise OptionError("--lr judges the updates that follow from gradients, so it needs --loss")
     check_paths(reports, None, setup.data, setup.weights)
     model, inputs = setup.prepare()
     function = None if loss is None else objective(loss, inputs.labels)
     with running(model, inputs), busy("goodinit: measuring"):
-        signal = measure(model, inputs.batches[0], function)
+        signal = measure(model, inputs.batches[0], function, lr=lr)
     save_reports(reports, setup.model, after=signal)
     return Inspected(setup, inputs, signal, reports)

@@ -81,8 +81,10 @@ def save_reports(
 
 
 def _save_picture(path: Path, before: Signal | None, after: Signal) -> None:
-    from goodinit.plots import plot_stds  # noqa: PLC0415 - needs the extra
+    from goodinit.plots import new_figure, plot_stds  # noqa: PLC0415 - needs the extra
 
-    figure, _ = plot_stds({} if before is None else {x.name: x.std for x in before}, {x.name: x.std for x in after})
+    figure = new_figure(8, 5)
+    stds = [{layer.name: layer.std for layer in signal or ()} for signal in (before, after)]
+    plot_stds(*stds, ax=figure.add_subplot())
     with replacing(path, 0) as unfinished:
         figure.savefig(unfinished, format=path.suffix.lower().lstrip("."), dpi=150)
