@@ -167,8 +167,11 @@ def test_a_report_of_a_thousand_layers_is_under_three_megabytes():
     layers = [
         Layer(
             f"transformer.blocks.{i // 4}.attention.projection{i % 4}.weight",
-            *("addmm", (1024, 4096), 0.0123456, 1.2345e-7 * (i + 1), 0.00123456, 0.123456, 0.456789, "gelu", 0.0123, 0.0234),
-            *(1.2345e-9, 12.3456, 0.0123456, tuple((7 * i * k) % 251 for k in range(32))),
+            *("addmm", (1024, 4096), 0.0123456, 1.2345e-7 * (i + 1), 0.00123456, 0.123456, 0.456789),
+            activation="gelu",
+            **dict.fromkeys(("dead", "saturated", "grad_std", "weight_norm", "weight_grad_norm"), 1.23456e-4 * i),
+            histogram=tuple((7 * i * k) % 251 for k in range(32)),
+            output_shape=(64, 128, 1024),
         )
         for i in range(1000)
     ]

@@ -90,7 +90,7 @@ def test_gradients_and_updates_if_they_were_measured():
     content = content_of(Sources(after=found, lr=0.1))
     assert values(content, "relative_update:0") == [pytest.approx(0.2)]
     assert [panel["title"] for panel in content.data["panels"]][1:] == [
-        "Gradient at the output: root mean square",
+        "Gradient at the output: norm",
         "Relative update of the weight",
     ]
     assert ("loss", "2.500") in content.facts
@@ -102,7 +102,7 @@ def test_numbers_that_json_does_not_know():
     text = json.dumps(content.data, allow_nan=False)
     assert json.loads(text)["columns"]["std:0"] == [1.0, "inf", "nan", "-inf", 0.0]
     assert "std:0" in content.data["numbers"]
-    assert content.healths[1:3] == ("fault", "fault")
+    assert content.healths == ("healthy", "fault", "affected", "affected", "affected")
 
 
 def test_a_layer_called_nan_is_text():
@@ -127,9 +127,8 @@ def test_nothing_at_all():
 
 def test_every_quantity_is_a_field_of_a_layer():
     """A renamed field would leave its column away without a word."""
-    everything = Layer(
-        "a.weight", "linear", (2, 2), 0.0, 1.0, 1.0, 0.5, 0.5, "relu", 0.1, 0.1, 0.1, 1.0, 1.0, (1, 2), output_shape=(2, 2)
-    )
+    shares = {"channel_spread": 0.5, "effective_rank": 0.5, "dead": 0.1, "saturated": 0.1}
+    everything = replace(LAYER, **shares, grad_std=0.1, weight_grad_norm=1.0, output_shape=(2, 2))
     found = keys(content_of(Sources(after=Signal((everything,)))))
     assert [f"{quantity.key}:0" for quantity in QUANTITIES if f"{quantity.key}:0" not in found] == []
 

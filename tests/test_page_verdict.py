@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from goodinit import Record, Report
-from goodinit.page.verdict import HEALTHS, health_of_record, verdict_of_report, worst
-from goodinit.report import STATUSES
+from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
+from goodinit.propagation import Layer, Signal
 
 RECORD = Record("a.weight", "linear", (2, 2), "scaled", 1.0, 0.5, 1.0, 2.0)
 
@@ -44,12 +44,16 @@ def test_each_status_that_is_not_as_hoped_has_a_note_the_gravest_first():
     assert frozen.text == "2 weights: requires_grad=False: left as it is."
 
 
-def test_every_status_has_a_health():
-    assert {health_of_record(replace(RECORD, status=status)) for status in STATUSES} == {"fault", "healthy", "unjudged"}
-
-
-def test_the_gravest():
-    assert worst(["healthy", "fault", "unjudged"]) == "fault"
-    assert worst(["unjudged", "healthy"]) == "healthy"
-    assert worst([]) == "unjudged"
-    assert next(iter(HEALTHS)) == "fault"
+def test_of_a_signal_its_findings():
+    layer = Layer("a.weight", "linear", (9, 9), 0.0, 1.0, 1.0, weight_norm=3.0)
+    assert verdict_of_signal(Signal((layer,))) == Verdict("healthy", "Healthy: no fault found in 1 layer.")
+    verdict = verdict_of_signal(Signal((replace(layer, std=float("nan")),)))
+    assert verdict.health == "fault"
+    assert verdict.sentence.startswith("Not healthy, 1 layer: non-finite")
+    assert "\n" not in verdict.sentence
+    (note,) = verdict.notes
+    assert note.names == ("a.weight",)
+    assert note.text.startswith("NaN or infinity from a.weight on")
+    nothing = verdict_of_signal(Signal(()))
+    assert nothing.health == "fault"
+    assert nothing.notes[0].names == ()

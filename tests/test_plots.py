@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.plots import (
     check_picture_path,
-    demo_figure,
     picture_formats,
-    plot_losses,
     plot_stds,
-    running_mean,
     short_name,
     spread,
 )
 from goodinit.propagation import Layer
+from goodinit.training_plots import demo_figure, plot_losses, running_mean
 
 
 def lines(ax):

@@ -74,10 +74,20 @@ class Calls:
         OptionError: several batches are asked for, and ``data`` is one.
     """
 
-    def __init__(self, model: nn.Module, data: Any, forward: Forward | None = None, count: int = 1, *, targets: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        forward: Forward | None = None,
+        count: int = 1,
+        device: torch.device | None = None,
+        *,
+        targets: int = 0,
+    ) -> None:
+        """``device``: where the batches are moved; by default where the model is. ``targets``: see `first_call`."""
         self._count = count
         self._targets = targets
-        self._device = _device(model)
+        self._device = device or _device(model)
         self._signature = None if forward is not None else _Signature(model)
         self._forward = forward
         self._data = data

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from goodinit.errors import OptionError, did_you_mean, require
 from goodinit.images import CLASSES, Images, digits, mnist
 from goodinit.lsuv import lsuv_
-from goodinit.plots import demo_figure, short_name, spread
+from goodinit.plots import short_name, spread
 from goodinit.propagation import Layer, measure
 from goodinit.report import Report
+from goodinit.training_plots import demo_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

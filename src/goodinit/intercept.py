@@ -6,7 +6,7 @@ weights is handed over as an `Operation`; the handler's result is what the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -25,6 +25,7 @@ from goodinit.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_m
 
 Handler = Callable[[Operation], Tensor]
 Prepare = Callable[[Operation, str], None]
+Arrive = Callable[[Function, Iterable[object]], None]
 Watch = Callable[[Function, tuple[Any, ...], dict[str, Any], Callable[[], Any]], Any]
 """Makes a call of anything else, and returns its result."""
 
@@ -75,17 +76,29 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
     ``"unsupported"``. All other calls are made by ``watch``.
     """
 
-    def __init__(self, model: nn.Module, handle: Handler, prepare: Prepare | None = None, *, watch: Watch | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        handle: Handler,
+        prepare: Prepare | None = None,
+        arrive: Arrive | None = None,
+        *,
+        watch: Watch | None = None,
+    ) -> None:
+        """``arrive``: sees the arguments of every call before it: tensors on the meta device may get memory now."""
         super().__init__()
         self.weights = Sources(model)
         self._handle = handle
         self._prepare = prepare or _ignore
+        self._arrive = arrive
         self._watch = watch
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._arrive is not None:
+            self._arrive(func, (*args, *kwargs.values()))
         if func in _NOISE:
             args, kwargs = _without_noise(func, args, kwargs)
         if func is F.multi_head_attention_forward:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+HEALTHY_UPDATES = (1e-3, 1e-2)
+"""Relative updates with which the paper's networks converge (Figure 1)."""
+
 
 @dataclass(frozen=True)
 class Layer:

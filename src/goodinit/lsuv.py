@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,13 +21,15 @@ from torch import nn
 
 from goodinit import guard, sharded
 from goodinit.batches import Call, Calls, Forward
-from goodinit.errors import GoodinitWarning, ModelError
+from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
-from goodinit.options import Options, PreInit, Targets, check_model
+from goodinit.meta import Materializer, target_device
+from goodinit.options import Options, PreInit, Reset, Targets, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
 from goodinit.scaling import Scaling
+from goodinit.shards import Shards, purpose_of
 from goodinit.sweeps import Sweeper, Swept
 from goodinit.weights import Key
 
@@ -44,6 +47,9 @@ def lsuv_(
     batches: int = 1,
     tol: float = 0.01,
     distributed: bool = True,
+    device: torch.device | str | None = None,
+    reset: Reset | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Report:
     """Initialize ``model`` in place so that the output of every linear operator has unit std on ``data``.
 
@@ -61,8 +67,9 @@ def lsuv_(
             should have a variance of about 1.
         target_std: the std to reach, or a mapping from patterns to std, ``{"head*": 0.1}``: the first match counts, 1
             where none does.
-        pre_init: ``"orthonormal"``; None to keep weights and biases and only scale the weights, so that the output with
-            its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
+        pre_init: ``"orthonormal"``: drawn uniformly; ``"structured"``: orthonormal too, nearly uniform, and for large matrices
+            many times faster, see `goodinit.structured`; None to keep weights and biases and only scale the weights, so that the
+            output with its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
             torch.nn.init, biases zeroed.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
         skip: shell-style patterns of weights to leave as they are. Here and in ``target_std`` a pattern means a weight if
@@ -78,19 +85,27 @@ def lsuv_(
         distributed: where torch.distributed is initialized, whether all processes initialize the model together, each with data
             of its own: they end with the weights that one process would have from all the data, see `goodinit.ranks`. False:
             this process by itself.
+        device: where the tensors of a model that was built on the meta device get memory, each module when the forward reaches
+            it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
+            ``reset_parameters()``, or transformers' ``_init_weights``, has it.
+        reset: called with every such module, to set what these do not.
+        checkpoint: folder that finished weights are written to on the way, as safetensors; if the call is interrupted, the same
+            call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
 
     Returns:
         A `Report` with one record a weight.
 
     Raises:
         DataError: no batch, or NaN or infinity in it.
-        ModelError: not a module, no linear operator reached, weights on the meta device, TorchScript.
+        ModelError: not a module, no linear operator reached, weights on the meta device without ``device``, or with it but
+            without first values; TorchScript.
         OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
-            of data that is one.
+            of data that is one, a ``checkpoint`` of another initialization.
+        SaveError: the disk is full; what the checkpoint held is still there.
         NonFiniteError: NaN or infinity in an operator's output.
         RankError: another process failed, died, or has another model.
         Exception: whatever the model's forward raises, with a note on how far it got.
-        Whatever is raised, KeyboardInterrupt included: the model is exactly as before.
+        BaseException: whatever it is, KeyboardInterrupt included, the model is exactly as before.
 
     Warns:
         GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; fewer batches than
@@ -105,25 +120,32 @@ def lsuv_(
     1.0
     """
     start = time.perf_counter()
-    check_model(model)
+    target = target_device(model, device)
+    check_model(model, meta=target is not None)
     options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
+    _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
     ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
-    with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
+    with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
-            calls = Calls(model, data, forward, batches)
+            calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
+        shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
+        memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
-            make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1)
+            make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             scaling = make()
+            memory.begin(scaling)
             try:
-                _run(model, ranks, calls.first, scaling)
+                _run(model, ranks, calls.first, scaling, memory)
             except MismatchError:  # a pass in which the processes were not at the same operators
                 undo.restore()
                 ranks.careful, scaling = True, make()
                 _run(model, ranks, calls.first, scaling)
+            memory.rest()
             scaling.draw_unused(model)
+            memory.check()
             records = scaling.ledger.records()
             if batches > 1:
                 with ranks.together():
@@ -143,6 +165,7 @@ def lsuv_(
                 f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
                 f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
             )
+        memory.finish()
         seconds = time.perf_counter() - start
         report = Report(
             records, 1 + swept.passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps
@@ -151,14 +174,26 @@ def lsuv_(
     return report
 
 
-def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling) -> None:
+def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: object) -> None:
+    if ranks.size > 1 and (device is not None or checkpoint is not None):
+        raise OptionError(
+            f"models on the meta device and checkpoints are for one process; there are {ranks.size}: give the model memory first "
+            "(model.to_empty), or let process 0 initialize it with distributed=False"
+        )
+    if batches > 1 and checkpoint is not None:
+        raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
+
+
+def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: Materializer | None = None) -> None:
     """One forward pass, in which weights are scaled: with all other processes, whatever becomes of it in this one."""
     sharded.reshard(model)
     ranks.begin()
     failure: BaseException | None = None
     try:
-        with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
+        with scaling.explained(call), intercept(model, scaling, scaling.prepare, memory or None) as seen:
             scaling.weights = seen.weights
+            if memory:
+                memory.weights = seen.weights
             call(model)
     except BaseException as error:
         failure = error

@@ -56,11 +56,12 @@ def measure(
         ModelError: not a module, no parameters, weights on the meta device, TorchScript.
         OptionError: a loss that is no scalar or has no gradient.
         Exception: whatever the model raises, with a note on how far it got.
-        Whatever is raised, the model is exactly as before.
+        BaseException: whatever it is, the model is exactly as before.
 
-    >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
-    >>> [round(layer.sample_std, 1) for layer in measure(net, torch.randn(1000, 64))]
-    [0.6, 0.3]
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+        >>> [round(layer.sample_std, 1) for layer in measure(net, torch.randn(1000, 64))]
+        [0.6, 0.3]
     """
     start = time.perf_counter()
     check_model(model)

@@ -148,7 +148,7 @@ class Report:
         before: Signal | None = None,
         after: Signal | None = None,
         title: str = "",
-        lr: float = 0.01,
+        lr: float | None = None,
     ) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
 
@@ -157,7 +157,7 @@ class Report:
             before: what `goodinit.measure` found before the initialization.
             after: what it found after it.
             title: of the page.
-            lr: learning rate for the relative updates of ``before`` and ``after``.
+            lr: learning rate for the relative updates; by default that for which ``after`` or ``before`` was measured, or 0.01.
 
         Returns:
             The path.

@@ -20,8 +20,10 @@ from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
+from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of, statistic
 from goodinit.ranks import Ranks
+from goodinit.shards import Progress, Shards
 from goodinit.weights import Covered, Key
 
 
@@ -40,9 +42,10 @@ class Scaling:
         *,
         prints: bool = False,
         goals: Mapping[Key, float] | None = None,
+        shards: Shards | None = None,
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
-        nothing is drawn any more.
+        nothing is drawn any more. ``shards``: where finished weights are written to, and what an interrupted call left there.
         """
         self.ledger = Ledger()
         self.sampling_seconds = 0.0
@@ -50,6 +53,9 @@ class Scaling:
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
         self._prints_wanted = prints
         self._goals = goals
+        self._shards = shards
+        self._known = Progress() if shards is None or goals is not None else shards.known
+        self._places_drawn = set(self._known.drawn)
         self.weights: Sources | None = None
         """Of the model, once a pass has begun."""
         self._ranks = ranks
@@ -77,6 +83,8 @@ class Scaling:
             output = operation.complete(self._run(operation))
         self._done.append(operation.kind)
         self._current = None
+        if self._shards is not None:
+            self._shards.flush_if_full()
         return output
 
     def _run(self, operation: Operation) -> Tensor:
@@ -102,6 +110,8 @@ class Scaling:
                 self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
             elif self._goals is not None and part.weight.key not in self._goals:
                 self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(found.std))
+            elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
+                self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
                 found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
                 self._scale(operation.kind, part, found)
@@ -135,6 +145,10 @@ class Scaling:
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
         self._drawn.add(operation.weight.key)
+        place = str(operation.weight.place)
+        if place in self._places_drawn:  # by an interrupted call
+            return
+        self._places_drawn.add(place)
         for root in operation.weight.roots():
             self._undo.remember(root.held)
         pre_init = self._options.pre_init
@@ -157,7 +171,8 @@ class Scaling:
                 for matrix in layout.matrices(weight):
                     pre_init(matrix)
         else:
-            layout.draw_(weight, self._randomness.generator(place, weight.device))
+            method: Method = "structured" if pre_init == "structured" else "haar"
+            layout.draw_(weight, self._randomness.generator(place, weight.device), method)
 
     def prepare(self, operation: Operation, status: str) -> None:
         """A weight whose operator's output says nothing of its scale: drawn, not scaled."""
@@ -169,6 +184,10 @@ class Scaling:
             self._draw(operation)
         self._covered.add(weight)
         self.ledger.enter(weight, operation.kind, self._options.target(weight.name), left_alone or status, Outcome())
+
+    def progress(self) -> Progress:
+        """What has been finished by now; waits for the device."""
+        return Progress(self._randomness.seed(), sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from goodinit.canvas import Theme
 from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.layer import Finding, Layer
 from goodinit.report import number, printed, rich_table, table
-from goodinit.verdict import findings_of, share, verdict_on
+from goodinit.units import share
+from goodinit.verdict import findings_of, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
@@ -79,6 +82,24 @@ class Signal:
                 return layer
         raise KeyError(name)
 
+    def save_picture(self, path: str | os.PathLike[str], before: Signal | None = None, *, theme: Theme = None) -> None:
+        """Draw stds and histograms, with a loss gradients and relative updates too, and save the picture (extra ``plot``).
+
+        Args:
+            path: ends in .png, .pdf, .svg or another format of matplotlib's.
+            before: a signal from before, drawn beside this one.
+            theme: ``"light"`` or ``"dark"``; None for matplotlib's own style.
+
+        Raises:
+            OptionError: a path that no picture can be saved at.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from goodinit.plots import check_picture_path, plot_signal  # noqa: PLC0415 - it needs this module
+
+        check_picture_path(Path(path))
+        figure, _ = plot_signal(self, theme=theme) if before is None else plot_signal(before, self, theme=theme)
+        figure.savefig(path, dpi=150)
+
     def compare(self, other: Signal, *, labels: tuple[str, str] = ("before", "after")) -> Comparison:
         """This signal beside another one, of the same model later, or of another run."""
         return Comparison(self, other, labels)
@@ -112,13 +133,13 @@ class Signal:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
-    def save_html(self, path: str | Path, *, title: str = "", lr: float = 0.01) -> Path:
+    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
 
         Args:
             path: of the file, whose name ends in ``.html``.
             title: of the page.
-            lr: learning rate for the relative updates.
+            lr: learning rate for the relative updates; by default that of the measurement, or 0.01.
 
         Returns:
             The path.

@@ -9,18 +9,19 @@ have no finding as they come or after `goodinit.lsuv_`, and with plain nets of 5
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from goodinit.advice import (
     against_collapse,
     against_large_gradients,
     against_loss_of_scale,
-    against_saturation,
     against_small_gradients,
 )
 from goodinit.courses import Course, quotient
-from goodinit.layer import Finding, Layer
+from goodinit.layer import HEALTHY_UPDATES, Finding, Layer
+from goodinit.units import dead, saturated, share, updates
+
+__all__ = ["HEALTHY_UPDATES", "findings_of", "verdict_on"]
 
 # Std, end to start. Small weights and heads make a factor of 100 by design: DeepSeek-V3 (small config) has 1/128, MobileViT 120,
 # but no steady course.
@@ -41,15 +42,6 @@ _GRADIENT, _GRADIENT_NORMALIZED = 200.0, 1e4
 _STEADY = 0.7
 # Fewer layers have no course.
 _FEW = 4
-# Share of units dead: in one layer, in a tenth of them. SqueezeNet has 54 % in one.
-_DEAD, _MOSTLY_DEAD, _OFTEN = 0.5, 0.75, 0.1
-# Share of elements where tanh or the like is flat; at std 1 tanh has 3 %.
-_SATURATED = 0.5
-# Of fewer elements than this a unit may have none above 0 by chance.
-_ELEMENTS = 32
-# Relative updates: ten times outside of what converges in Figure 1 of the paper, 0.1 % to 1 %.
-HEALTHY_UPDATES = (1e-3, 1e-2)
-_UPDATE_LARGE, _UPDATE_SMALL = 10 * HEALTHY_UPDATES[1], HEALTHY_UPDATES[0] / 10
 
 
 def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None) -> tuple[Finding, ...]:
@@ -67,10 +59,10 @@ def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None
             _vanishing(sound),
             collapse,
             _gradient(sound, layers),
-            _dead(sound, collapse),
-            _saturated(sound),
+            dead(sound, collapse),
+            saturated(sound),
         ]
-        found.append(None if lr is None else _updates(sound, lr))
+        found.append(None if lr is None else updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 
 
@@ -179,7 +171,9 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
     if not any(course.values):
         if any(layer.grad_norm for layer in everything):  # a head that starts at zero stops it for one step
             return None
-        advice = "Does the loss depend on the output, and is it not flat there (a sigmoid that saturates, a hinge that is met)?"
+        advice = (
+            "Does the loss depend on the output? Is it flat there (a sigmoid that saturates, a hinge that is met)? Is a gain 0?"
+        )
         return Finding("gradient-vanishing", layers[-1].name, "No gradient reaches any layer.", advice)
     if len(course.values) < _FEW:
         return None
@@ -195,62 +189,3 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
         text = f"The gradient explodes on its way back: at {first} its norm is {times} times what it is at {last}."
         return Finding("gradient-exploding", first, text, against_large_gradients(layers))
     return None
-
-
-# Units, and updates.
-
-
-def _dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
-    # An output of zeros has an input of zeros, by design or for a reason further up.
-    judged = [layer for layer in layers if layer.dead is not None and layer.std and _elements(layer) >= _ELEMENTS]
-    bad = [layer for layer in judged if (layer.dead or 0) >= _DEAD]
-    worst = max(bad, key=lambda layer: layer.dead or 0, default=None)
-    if worst is None or ((worst.dead or 0) < _MOSTLY_DEAD and len(bad) < max(2, _OFTEN * len(judged))):
-        return None
-    others = f", and half or more in {len(bad)} of {len(judged)} layers" if len(bad) > 1 else ""
-    text = f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}){others}."
-    advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."
-    if collapse is None:
-        advice = (
-            "LSUV mends it where biases far below 0 are the cause: goodinit.lsuv_(model, data) sets them to 0. In training it "
-            "comes from a learning rate that is too large. A leaky ReLU has no dead units."
-        )
-    return Finding("dead", bad[0].name, text, advice)
-
-
-def _elements(layer: Layer) -> float:
-    """Of a unit in the batch."""
-    return math.prod(layer.output_shape) / (layer.channels or 1)
-
-
-def _saturated(layers: Sequence[Layer]) -> Finding | None:
-    bad = [layer for layer in layers if (layer.saturated or 0) >= _SATURATED]
-    if not bad:
-        return None
-    worst = max(bad, key=lambda layer: layer.saturated or 0)
-    others = f"; half or more in {len(bad)} layers" if len(bad) > 1 else ""
-    where = f"the output of {worst.name} (std {worst.std:.2g})"
-    text = f"{share(worst.saturated or 0)} of {where} lie where {worst.activation} is flat{others}."
-    return Finding("saturated", bad[0].name, text, against_saturation(layers))
-
-
-def _updates(layers: Sequence[Layer], lr: float) -> Finding | None:
-    course = Course.of(layers, lambda layer: layer.relative_update(lr))
-    if not course.values or not any(course.values) or not all(map(math.isfinite, course.values)):
-        return None
-    middle, most = statistics.median(course.values), max(course.values)
-    worst, suits = course.layers[course.values.index(most)].name, lr * HEALTHY_UPDATES[1] / most
-    median = f"by {share(middle)} in the median; 0.1 % to 1 % is healthy"
-    if most > _UPDATE_LARGE:
-        text = f"At lr={lr:g} the first step of SGD changes {worst} by {share(most)} of its norm, all weights {median}."
-        return Finding("update-size", worst, text, f"lr={suits:.1g} would suit that weight.")
-    if middle < _UPDATE_SMALL:
-        text = f"At lr={lr:g} the first step of SGD changes the weights {median}."
-        return Finding("update-size", worst, text, f"Take lr={suits:.1g}, unless Adam or the like sets the size of steps.")
-    return None
-
-
-def share(value: float) -> str:
-    """As percents, or scientific where these would hide it."""
-    percent = 100 * value
-    return f"{value:.1e}" if value < 1e-4 and value else f"{percent:.0f} %" if percent >= 10 or not value else f"{percent:.2g} %"

@@ -17,11 +17,11 @@ DISTRIBUTION = "distribution"
 """Key of the column whose cells are pictures."""
 # What decides to the left; a column with a key that is not here comes last.
 _ORDER = (
-    *("order", "name", "health", "std", "factor", "grad_std", "relative_update", "dead", "saturated"),
+    *("order", "name", "health", "std", "factor", "grad_norm", "relative_update", "dead", "saturated"),
     *(DISTRIBUTION, "status", "operator", "shape", "activation"),
 )
 # Shown of both sides of a comparison at first; of other quantities the later side says enough.
-_COMPARED = ("std", "grad_std")
+_COMPARED = ("std", "grad_norm")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _of_quantities(sources: Sources) -> list[Column]:
 
 def _of_quantity(sources: Sources, quantity: Quantity, number: int, *, shown: bool) -> Column:
     side = sources.sides[number]
-    values = [side.value(name, quantity.key, sources.lr) for name in sources.names]
+    values = [side.value(name, quantity.key, sources.rate) for name in sources.names]
     label = side.label if len(sources.sides) > 1 else ""
     key, is_share = f"{quantity.key}:{number}", quantity.is_share
     return _numbers(key, quantity.title, quantity.meaning, values, is_share=is_share, shown=shown, side=label)

@@ -9,18 +9,11 @@ from itertools import groupby
 from typing import Any
 
 from goodinit.page.columns import DISTRIBUTION, Column, Value, columns_of
+from goodinit.page.health import HEALTHS, health_of_record, healths_of_signal, worst
 from goodinit.page.quantities import PANELS, QUANTITIES, Panel, Quantity, written
 from goodinit.page.sources import Sources
 from goodinit.page.tree import Branch, module_tree
-from goodinit.page.verdict import (
-    HEALTHS,
-    Verdict,
-    health_of_record,
-    healths_of_signal,
-    verdict_of_report,
-    verdict_of_signal,
-    worst,
-)
+from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
 from goodinit.report import Report
 from goodinit.signals import Signal
 
@@ -83,11 +76,13 @@ def _verdicts(sources: Sources) -> list[tuple[str, Verdict]]:
 
 def _headline(verdicts: Sequence[tuple[str, Verdict]], sources: Sources) -> str:
     """The first verdict; an initialization that did all it could may leave faults that no initialization mends."""
-    sentence = verdicts[0][1].sentence
-    if sources.report is None or sources.after is None or sources.after.healthy:
-        return sentence
-    left = len(sources.after.findings)
-    return f"{sentence.removesuffix('.')}, yet {left} fault{' remains' if left == 1 else 's remain'}."
+    label, verdict = verdicts[0]
+    if sources.report is None:
+        return f"{label}: {verdict.sentence}" if len(verdicts) > 1 else verdict.sentence
+    left = 0 if sources.after is None else len(sources.after.findings)
+    if not left or not sources.report.ok:
+        return verdict.sentence
+    return f"{verdict.sentence.removesuffix('.')}, yet {left} fault{' remains' if left == 1 else 's remain'}."
 
 
 def _healths(sources: Sources) -> tuple[str, ...]:
@@ -111,7 +106,7 @@ def _facts(sources: Sources) -> tuple[tuple[str, str], ...]:
     facts = _facts_of_report(sources.report) if sources.report is not None else _facts_of_signal(sources.signals[-1])
     losses = [written(signal.loss) for signal in sources.signals if signal.loss is not None]
     if losses:
-        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {sources.lr:g}")]
+        facts += [("loss", " → ".join(losses)), ("relative updates at", f"learning rate {sources.rate:g}")]
     batches = [one.batch for one in (sources.report, *sources.signals) if one is not None and one.batch]
     return (*facts, *(("data", batch) for batch in batches[:1]))
 

@@ -12,8 +12,8 @@ import goodinit
 from goodinit.errors import OptionError, require
 from goodinit.files import check_writable, write_whole
 from goodinit.page.content import Content, content_of
+from goodinit.page.health import HEALTHS
 from goodinit.page.sources import Sources
-from goodinit.page.verdict import HEALTHS
 
 # Read in this order: each uses what those before it define.
 _SCRIPTS = ("data.js", "scale.js", "chart.js", "zoom.js", "layer.js", "table.js", "tree.js", "start.js")
@@ -40,8 +40,8 @@ def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
     """
     path = Path(path)
     check_page_path(path)
-    if not 0 < sources.lr < math.inf:
-        raise OptionError(f"lr must be a positive number, not {sources.lr!r}")
+    if not 0 < sources.rate < math.inf:
+        raise OptionError(f"lr must be a positive number, not {sources.rate!r}")
     page = rendered(content_of(sources, title))
     write_whole(path, page.encode("utf-8", "backslashreplace"))  # a name may hold half a surrogate pair
     return path

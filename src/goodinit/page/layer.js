@@ -27,8 +27,10 @@ function summary(i) {
 function figures(i, quantities) {
   const body = element("tbody");
   for (const { title, meaning, keys } of quantities) {
+    const texts = keys.map((key) => cellText(i, key));
+    if (texts.every((text) => !text || text === "-")) continue;
     const name = element("th", { scope: "row", title: meaning }, title);
-    body.append(element("tr", {}, name, ...keys.map((key) => element("td", {}, cellText(i, key)))));
+    body.append(element("tr", {}, name, ...texts.map((text) => element("td", {}, text))));
   }
   const table = element("table", { class: "figures" }, body);
   if (page.sides.length > 1) table.prepend(sidesHead());

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from goodinit.report import number
+from goodinit.verdict import HEALTHY_UPDATES
 
 
 @dataclass(frozen=True)
@@ -35,37 +36,39 @@ class Panel:
     """The healthy range, where it does not depend on the model."""
 
 
-QUANTITIES = (
-    Quantity("std", "std", "Standard deviation of the output over all its elements: samples, channels, positions", shown=True),
-    Quantity("sample_std", "std between samples", "How much the output depends on the input: far below std, biases say it all"),
-    Quantity("mean", "mean", "Mean of the output over all its elements"),
-    Quantity(
-        "channel_spread",
-        "channel spread",
-        "Std of the channels' means as a share of std: near 100 %, only the channel matters",
-        True,
-    ),
-    Quantity("effective_rank", "effective rank", "In how many directions the output varies, of those that it could", True),
-    Quantity("dead", "dead units", "Units whose activation is constant, with gradient zero, for the whole batch", True, True),
-    Quantity(
-        "saturated", "saturated", "Activations in the flat part of a tanh or sigmoid, where gradients are near zero", True, True
-    ),
-    Quantity("grad_std", "gradient", "Root mean square of the loss's gradient at the output", shown=True),
-    Quantity(
+# Of a layer's fields: key, title, meaning.
+_NUMBERS = (
+    ("std", "std", "Standard deviation of the output over all its elements: samples, channels, positions"),
+    ("sample_std", "std between samples", "How much the output depends on the input: far below std, biases say it all"),
+    ("mean", "mean", "Mean of the output over all its elements"),
+    ("grad_norm", "gradient", "Norm of the loss's gradient at the output, over all its elements"),
+    ("grad_std", "gradient, rms", "Root mean square of the loss's gradient at the output"),
+    ("weight_norm", "weight norm", "Frobenius norm of the weight"),
+    ("weight_grad_norm", "weight gradient", "Frobenius norm of the loss's gradient at the weight"),
+)
+_SHARES = (
+    (
         "relative_update",
         "relative update",
-        "By what share of itself the first step of plain SGD moves the weight; 0.1 % to 1 % is healthy",
-        True,
-        True,
+        "How far a first step of plain SGD moves the weight, of its norm: 0.1 % to 1 % is healthy",
     ),
-    Quantity("weight_norm", "weight norm", "Frobenius norm of the weight"),
-    Quantity("weight_grad_norm", "gradient norm", "Frobenius norm of the loss's gradient at the weight"),
+    ("dead", "dead units", "Units for which the non-linearity is flat for the whole batch: no gradient gets through"),
+    ("saturated", "saturated", "Elements where tanh or the like is flat at its ends: little gradient gets through"),
+    ("effective_rank", "effective rank", "In how many directions the output varies, of those that it could"),
+    ("channel_spread", "channel spread", "Std of the channels' means as a share of std: near 100 %, only the channel matters"),
+)
+_SHOWN = ("std", "grad_norm", "relative_update", "dead", "saturated")
+
+QUANTITIES = tuple(
+    Quantity(key, title, meaning, is_share=is_share, shown=key in _SHOWN)
+    for quantities, is_share in ((_NUMBERS, False), (_SHARES, True))
+    for key, title, meaning in quantities
 )
 
 PANELS = (
     Panel("Output: standard deviation", ("std", "sample_std")),
-    Panel("Gradient at the output: root mean square", ("grad_std",)),
-    Panel("Relative update of the weight", ("relative_update",), band=(0.001, 0.01)),  # the paper's Figure 1
+    Panel("Gradient at the output: norm", ("grad_norm",)),
+    Panel("Relative update of the weight", ("relative_update",), band=HEALTHY_UPDATES),
     Panel("Dead and saturated units", ("dead", "saturated"), is_log=False),
     Panel("Effective rank", ("effective_rank",), is_log=False),
 )

@@ -39,13 +39,19 @@ class Sources:
     """Measured after it; of a page of one signal that signal."""
     labels: tuple[str, str] = ("before", "after")
     """What to call the two."""
-    lr: float = 0.01
-    """For the relative updates."""
+    lr: float | None = None
+    """For the relative updates; that for which a signal was judged by default."""
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         """Those that there are, in the order of time."""
         return tuple(signal for signal in (self.before, self.after) if signal is not None)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate for the relative updates."""
+        asked = [rate for rate in (self.lr, *(signal.lr for signal in reversed(self.signals))) if rate is not None]
+        return asked[0] if asked else 0.01
 
     @property
     def records(self) -> Sequence[Record]:

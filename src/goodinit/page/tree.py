@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from goodinit.page.verdict import worst
+from goodinit.page.health import worst
 from goodinit.weights import parameter_name
 
 

@@ -1,21 +1,13 @@
-"""The verdict: what a page says before it shows anything, and how each layer fares."""
+"""The verdict: what a page says before it shows anything."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from goodinit.page.health import HEALTHS, health_of_record, worst
 from goodinit.report import STATUSES, Record, Report
 from goodinit.signals import Signal
 
-# Health -> what it means; the gravest first, which is the order of sorting.
-HEALTHS: dict[str, str] = {
-    "fault": "a fault begins here",
-    "affected": "suffers from a fault elsewhere",
-    "healthy": "healthy",
-    "unjudged": "left as it was, or not measured",
-}
 _ADVICE = {
     "no-signal": "No factor mends an output that does not vary: look upstream of the first of them for a branch that begins at "
     "zero, units that are all dead, or data that are constant.",
@@ -44,12 +36,6 @@ class Verdict:
     notes: tuple[Note, ...] = ()
 
 
-def worst(healths: Iterable[str]) -> str:
-    """The gravest of them; ``"unjudged"`` of none."""
-    found = set(healths)
-    return next((health for health in HEALTHS if health in found), "unjudged")
-
-
 def verdict_of_report(report: Report) -> Verdict:
     """What an initialization came to, by the statuses of its records."""
     by_status: dict[str, list[Record]] = {status: [] for status in STATUSES}
@@ -58,13 +44,6 @@ def verdict_of_report(report: Report) -> Verdict:
     notes = [_note_of_status(status, records) for status, records in by_status.items() if records and _is_notable(status)]
     notes.sort(key=lambda note: list(HEALTHS).index(note.health))
     return Verdict(worst(map(health_of_record, report)), _sentence(report), tuple(notes))
-
-
-def health_of_record(record: Record) -> str:
-    """By its status, for no threshold is needed: LSUV reaches its target or says why not."""
-    if not record.ok:
-        return "fault"
-    return "healthy" if record.status in ("scaled", "shared") else "unjudged"
 
 
 def _sentence(report: Report) -> str:
@@ -105,14 +84,5 @@ def _note_of_status(status: str, records: list[Record]) -> Note:
 
 def verdict_of_signal(signal: Signal) -> Verdict:
     """What a measurement found."""
-    if not len(signal):
-        return Verdict("unjudged", "Nothing was measured.")
-    notes = tuple(Note("fault", f.kind, (f.layer,), f.text, f.advice) for f in signal.findings)
-    sentence = signal.verdict.partition("\n")[0].rstrip(":")
-    return Verdict("fault" if notes else "healthy", sentence if sentence.endswith(".") else f"{sentence}.", notes)
-
-
-def healths_of_signal(signal: Signal) -> Mapping[str, str]:
-    """Of every layer by name."""
-    begins = {finding.layer for finding in signal.findings}
-    return {layer.name: "fault" if layer.name in begins or not math.isfinite(layer.std) else "healthy" for layer in signal}
+    notes = tuple(Note("fault", f.kind, (f.layer,) if f.layer else (), f.text, f.advice) for f in signal.findings)
+    return Verdict("fault" if notes else "healthy", signal.verdict.partition("\n")[0], notes)
