@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from goodinit.errors import OptionError, require
-from goodinit.files import check_writable, replacing, write_whole
+from goodinit.files import check_writable, write_whole
 from goodinit.report import Report
 from goodinit.signals import Signal
 
@@ -44,7 +44,7 @@ def _check(path: Path) -> None:
 
 
 def _check_picture(path: Path) -> None:
-    from goodinit.plots import picture_formats  # noqa: PLC0415 - needs the extra
+    from goodinit.canvas import picture_formats  # noqa: PLC0415 - needs the extra
 
     formats = picture_formats()
     if path.suffix.lower().lstrip(".") not in formats:
@@ -73,18 +73,8 @@ def save_reports(
             write_whole(path, found.to_json().encode() + b"\n")
         elif kind not in _PAGES:
             assert after is not None
-            _save_picture(path, before, after)
+            after.save_picture(path, before)
         elif report is None:
             found.save_html(path, title=title)
         else:
             report.save_html(path, before=before, after=after, title=title)
-
-
-def _save_picture(path: Path, before: Signal | None, after: Signal) -> None:
-    from goodinit.plots import new_figure, plot_stds  # noqa: PLC0415 - needs the extra
-
-    figure = new_figure(8, 5)
-    stds = [{layer.name: layer.std for layer in signal or ()} for signal in (before, after)]
-    plot_stds(*stds, ax=figure.add_subplot())
-    with replacing(path, 0) as unfinished:
-        figure.savefig(unfinished, format=path.suffix.lower().lstrip("."), dpi=150)
