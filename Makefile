@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench zoo paper lock clean
+.PHONY: help demo test test-slow lint bench zoo paper release-check lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
+	@echo "make release-check  builds wheel and sdist, and runs tests against the installed wheel (a minute)"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
 	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
@@ -49,6 +50,10 @@ $(READY): pyproject.toml constraints.txt
 	@# this build of torch, an installed torchvision would break `import transformers` everywhere else.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision --upgrade timm torchvision
 	@touch $@
+
+# In build/release: the wheel, the sdist, and an environment that the wheel is installed in.
+release-check: $(READY)
+	bash .ci/check-release $(BIN)/python
 
 # New pins: everything that the development environment holds now.
 lock: $(READY)

@@ -99,7 +99,7 @@ def opened(browser, pages):
         page.set_default_timeout(10_000)
         page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if request.url != pages[name].as_uri() else None)
+        page.on("request", lambda request: wrong.append(request.url))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.goto(pages[name].as_uri())
         return page
@@ -107,7 +107,8 @@ def opened(browser, pages):
     yield open_page
     for context in contexts:
         context.close()
-    assert [text for text in wrong if not text.startswith("data:")] == []
+    known = {path.as_uri() for path in pages.values()}
+    assert [text for text in wrong if text not in known and not text.startswith("data:")] == []
 
 
 def shown_names(page):
@@ -126,22 +127,23 @@ def point_at(page, layer, *, panel=0, count=13):
     page.mouse.move(box["x"] + 58 + (box["width"] - 72) * (layer + 0.5) / count, box["y"] + 80)
 
 
-@pytest.mark.parametrize("name", ["deep", "broken", "empty", "one", "evil", "scheme"])
 @pytest.mark.parametrize("size", SIZES)
-def test_opens_and_is_no_wider_than_the_window(opened, name, size):
-    page = opened(name, size)
-    expect(page.locator("h1")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+def test_opens_and_is_no_wider_than_the_window(opened, pages, size):
+    page = opened("deep", size)
+    for name in ("deep", "broken", "empty", "one", "evil", "scheme"):
+        page.goto(pages[name].as_uri())
+        expect(page.locator("h1")).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("deep", "light"), ("deep", "dark"), ("broken", "light"), ("empty", "light")])
+@pytest.mark.parametrize(("name", "scheme"), [("deep", "dark"), ("broken", "light")])
 def test_passes_an_audit_of_accessibility(opened, name, scheme):
     """By axe-core: names, roles, order of headings, contrast of colours…"""
     page = opened(name, color_scheme=scheme)
-    if name != "empty":
-        point_at(page, 3)
-        page.mouse.down()
-        page.mouse.up()
+    page.locator("summary").evaluate_all("all => all.forEach(one => (one.parentElement.open = true))")
+    point_at(page, 3)
+    page.mouse.down()
+    page.mouse.up()
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
@@ -382,8 +384,8 @@ def test_without_scripts_there_is_the_verdict_and_the_table(opened):
 def test_a_thousand_layers(opened):
     page = opened("thousand")
     assert page.locator("#table tbody tr").count() == 1000
-    expect(page.get_by_role("treeitem").filter(visible=True).first).to_be_visible()
-    assert page.get_by_role("treeitem").filter(visible=True).count() < 400
+    visible = page.locator("#tree li").evaluate_all("items => items.filter(item => item.offsetParent).length")
+    assert 250 <= visible < 300  # one block of them open, in which a fault begins
     page.get_by_label("Filter by words").fill("blocks.125.")
     assert len(shown_names(page)) == 4
     page.get_by_label("Filter by words").fill("")
