@@ -5,6 +5,7 @@ They are forked from one that has imported torch: that takes seconds, a fork mil
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -13,9 +14,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from typing import Self  # of Python 3.11
 
 _IMPORTED = ["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "goodinit"]
 _LIMIT = 60.0  # seconds that a test waits for an answer
@@ -34,8 +38,8 @@ class Processes:
     """So many, until the end of a ``with``."""
 
     def __init__(self, size: int, *, timeout: float = 30.0, backend: str = "gloo", first_keeps_store: bool = False) -> None:
-        """``timeout``: of the process group, in seconds. ``first_keeps_store``: the first process does, not one that stays alive as
-        torchrun's agent does.
+        """``timeout``: of the process group, in seconds. ``first_keeps_store``: the first process does, not this one in the place
+        of torchrun's agent.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_IMPORTED)
@@ -71,10 +75,8 @@ class Processes:
         """What ``function(rank, *args)`` returns in each process, or a `Failure`."""
         end = time.monotonic() + _LIMIT
         for pipe in self._pipes:
-            try:
+            with contextlib.suppress(BrokenPipeError):  # it died before
                 pipe.send((function, args))
-            except BrokenPipeError:  # it died before
-                pass
         return [self._answer(pipe, end - time.monotonic()) for pipe in self._pipes]
 
     def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -91,7 +93,7 @@ class Processes:
         except (EOFError, ConnectionResetError):
             return Failure("died")
 
-    def __enter__(self) -> Processes:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -112,8 +114,11 @@ def _serve(environment: dict[str, str], backend: str, timeout: float, pipe: Conn
             function, args = pipe.recv()
         except EOFError:
             os._exit(0)  # not waiting for others, which may be gone
-        try:
-            outcome = function(int(environment["RANK"]), *args)
-        except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt is what some tests are about
-            outcome = Failure(type(error).__name__, str(error), traceback.format_exc())
-        pipe.send(outcome)
+        pipe.send(_outcome(function, int(environment["RANK"]), args))
+
+
+def _outcome(function: Callable[..., Any], rank: int, args: tuple[Any, ...]) -> Any:
+    try:
+        return function(rank, *args)
+    except BaseException as error:  # noqa: BLE001 - KeyboardInterrupt is what some tests are about
+        return Failure(type(error).__name__, str(error), traceback.format_exc())

@@ -92,7 +92,7 @@ def is_lost_connection(error: BaseException) -> bool:
     """Whether an exception, of a model's own communication mostly, says that other processes are not there."""
     if isinstance(error, torch.distributed.DistError):
         return True
-    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting")
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out waiting", "caused pair closure")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 

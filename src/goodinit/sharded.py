@@ -158,6 +158,7 @@ def assign_(tensor: Tensor, values: Tensor) -> None:
 
 def multiply_(home: Tensor, place: Place, factor: Tensor) -> None:
     """Multiply a part of a whole tensor, as far as it is here."""
+    factor = factor.to(home.device)
     if place.size == home.numel():
         local(home).mul_(factor)
         return
