@@ -133,6 +133,8 @@ def test_opens_and_is_no_wider_than_the_window(opened, pages, size):
     for name in ("deep", "broken", "empty", "one", "evil", "scheme"):
         page.goto(pages[name].as_uri())
         expect(page.locator("h1")).to_be_visible()
+        if name != "empty":
+            page.get_by_text("Columns").click()
         assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
 
 
@@ -367,6 +369,7 @@ def test_prints(opened):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for what in ("#filters", "#tree", ".hint"):
         expect(page.locator(what).first).to_be_hidden()
+    expect(page.get_by_text("std between samples").first).to_be_visible()  # what the curves are
     for what in ("h1", "svg.panel", "#table tbody tr:last-child"):
         expect(page.locator(what).first).to_be_visible()
     pdf = page.pdf(format="A4", prefer_css_page_size=True)
