@@ -26,6 +26,10 @@ class Outcome:
     """Bool: a factor brings the output, with its bias, to the target."""
     seen: Tensor | None = None
     """Bool: there was an output in some process; None where there was in this one."""
+    dead: Tensor | None = None
+    """Of an output scaled channel by channel: how many channels are constant."""
+    note: str = ""
+    """What could not be done as it was asked for."""
 
 
 @dataclass
@@ -39,7 +43,7 @@ class _Entry:
 
     def tensors(self) -> list[Tensor]:
         o = self.outcome
-        return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen) if t is not None] + self.later_uses
+        return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen, o.dead) if t is not None] + self.later_uses
 
 
 class Ledger:
@@ -117,16 +121,19 @@ def _record(entry: _Entry, values: list[float]) -> Record:
     if entry.outcome.std_before is None:
         return Record(entry.weight.name, entry.operator, shape, entry.status, entry.target, None, None, 1.0, tuple(values))
     before, factor, after, status = values[0], 1.0, values[0], entry.status
-    later = values[1:]
+    later, note = values[1:], entry.outcome.note
     if entry.outcome.factor is not None:
         factor, alive, scaled, *later = later
         if entry.outcome.seen is not None:
             seen, *later = later
             if not seen:
                 return Record(entry.weight.name, entry.operator, shape, "unused", entry.target, None, None, 1.0)
+        if entry.outcome.dead is not None:
+            dead, *later = later
+            note = "; ".join(filter(None, (f"{dead:.0f} constant channels not scaled" if dead and scaled else "", note)))
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
-    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later))
+    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later), note=note)
 
 
 def _non_finite(entry: _Entry) -> str:

@@ -18,11 +18,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard, sharded
+from goodinit import auto, guard, sharded
 from goodinit.batches import Call, Calls, Forward
-from goodinit.errors import GoodinitWarning, ModelError
+from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
-from goodinit.options import Options, PreInit, Targets, check_model
+from goodinit.choice import Choice
+from goodinit.options import Options, PreInit, Targets, Variance, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
@@ -35,7 +36,10 @@ def lsuv_(
     model: nn.Module,
     data: Any,
     *,
-    target_std: Targets = 1.0,
+    target_std: Targets | Literal["auto"] = 1.0,
+    variance: Variance = "all",
+    center: bool = False,
+    target_mean: float = 0.0,
     pre_init: PreInit = "orthonormal",
     forward: Forward | None = None,
     skip: str | Iterable[str] = (),
@@ -60,7 +64,15 @@ def lsuv_(
             passed as the model's forward requires, so that labels are left out; the report's ``batch`` says so. Inputs
             should have a variance of about 1.
         target_std: the std to reach, or a mapping from patterns to std, ``{"head*": 0.1}``: the first match counts, 1
-            where none does.
+            where none does. ``"auto"``: the target, and whether to centre, are chosen by what forward and backward passes show,
+            see `goodinit.auto` and the report's ``choice``.
+        variance: which variance is brought to the target's square: that over ``"all"`` elements of the output (the paper's);
+            between ``"samples"``, averaged over all else, which the same output for every sample does not pass; or of each of the
+            ``"channels"`` by itself, by scaling the rows of the weight.
+        center: whether each channel's mean over the batch is removed, in the same pass, through the operator's bias; an operator
+            without one is left as it is, and the report says so. The std is that of what is left.
+        target_mean: what ``center=True`` brings the means to, in units of the target std. At 1 to 2 a ReLU is nearly linear. The
+            last operator's, which makes the model's output, becomes 0.
         pre_init: ``"orthonormal"``; None to keep weights and biases and only scale the weights, so that the output with
             its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
             torch.nn.init, biases zeroed.
@@ -106,23 +118,45 @@ def lsuv_(
     """
     start = time.perf_counter()
     check_model(model)
-    options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
+    automatic = isinstance(target_std, str)
+    targets: Targets = 1.0 if isinstance(target_std, str) else target_std
+    options = Options.checked(
+        model, targets, pre_init, skip, mode, batches=batches, tol=tol, variance=variance, center=center, target_mean=target_mean
+    )
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
     ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
+    if automatic:
+        auto.check(target_std, ranks, center=center, batches=batches)
+    if automatic or not options.plain:
+        _refuse_sharded(model)
+        ranks.careful = not options.plain
+    choice: Choice | None = None
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
             calls = Calls(model, data, forward, batches)
         swept = Swept(batches=1, converged=True)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1)
-            scaling = make()
-            try:
-                _run(model, ranks, calls.first, scaling)
-            except MismatchError:  # a pass in which the processes were not at the same operators
-                undo.restore()
-                ranks.careful, scaling = True, make()
-                _run(model, ranks, calls.first, scaling)
+            if automatic:
+                scaling, choice = auto.choose_(
+                    model,
+                    calls.first,
+                    options,
+                    run=partial(_run, model, ranks),
+                    make=lambda tried, drawn: Scaling(tried, undo, randomness, ranks, drawn=drawn),
+                    begin=randomness.begin_forward,
+                )
+            else:
+                scaling = make()
+                try:
+                    _run(model, ranks, calls.first, scaling)
+                except MismatchError:  # a pass in which the processes were not at the same operators
+                    undo.restore()
+                    ranks.careful, scaling = True, make()
+                    _run(model, ranks, calls.first, scaling)
+            with ranks.together():
+                scaling.finish()
             scaling.draw_unused(model)
             records = scaling.ledger.records()
             if batches > 1:
@@ -143,12 +177,26 @@ def lsuv_(
                 f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
                 f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
             )
+        passes = 1 + swept.passes if choice is None else choice.passes
         seconds = time.perf_counter() - start
         report = Report(
-            records, 1 + swept.passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps
+            records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice
         )
         _warn(report, batches, swept)
     return report
+
+
+def _refuse_sharded(model: nn.Module) -> None:
+    """What looks at single channels needs them all.
+
+    Raises:
+        OptionError: a process holds but a part of the weights.
+    """
+    if any(sharded.is_sharded(p) for p in model.parameters()):
+        raise OptionError(
+            "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, tensor "
+            "parallelism). Initialize before fully_shard or parallelize_module"
+        )
 
 
 def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from goodinit.choice import Choice
+
 # Status -> what it means. The order is that of the summary line.
 STATUSES: dict[str, str] = {
     "scaled": "its output has the target std",
@@ -54,6 +56,8 @@ class Record:
     """Std of the output at every use, in order; more than one for a shared weight."""
     spread: float | None = None
     """Of several batches: standard deviation of the std from batch to batch, as a share of the std over all of them."""
+    note: str = ""
+    """What could not be done as it was asked for."""
 
     @property
     def ok(self) -> bool:
@@ -78,6 +82,8 @@ class Report:
     """Over how many batches the stds were pooled."""
     sweeps: int = 0
     """How often all of them were measured."""
+    choice: Choice | None = None
+    """Of ``target_std="auto"``: what was chosen, and why."""
 
     @property
     def ok(self) -> bool:
@@ -115,14 +121,15 @@ class Report:
         if unknown:
             raise ValueError(f"not a goodinit report: fields missing or unknown: {sorted(unknown)}")
         records = tuple(Record(**{**r, "shape": tuple(r["shape"]), "uses": tuple(r["uses"])}) for r in raw.pop("records"))
-        return cls(records=records, **raw)
+        chosen = raw.pop("choice")
+        return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
 
     def __str__(self) -> str:
         rows = [_COLUMNS, *(_cells(r) for r in self.records)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
         lines = [_line(row, widths) for row in rows]
         lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*lines, self.summary(), *([] if self.choice is None else [str(self.choice)])])
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -161,7 +168,7 @@ class Report:
         for record in self.records:
             style = None if record.status in ("scaled", "shared", "drawn") else "dim" if record.ok else "bold red"
             table.add_row(*_cells(record), style=style)
-        return Group(table, self.summary())
+        return Group(table, self.summary(), *([] if self.choice is None else [str(self.choice)]))
 
 
 _COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
@@ -171,6 +178,7 @@ _RIGHT = frozenset({3, 4, 5})
 def _cells(record: Record) -> tuple[str, ...]:
     shape = "x".join(map(str, record.shape))
     status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
+    status += f"; {record.note}" if record.note else ""
     return (
         record.name,
         record.operator,
