@@ -1,9 +1,10 @@
 """``target_std="auto"``: the target, and whether to centre, by what a forward and a backward pass show.
 
-The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their way
-back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). A smaller target keeps smooth
-non-linearities nearly linear, which mends both (Pennington et al. 2017). So settings are tried in turn, the paper's first, and the first
-that is good enough is taken: the least linear one.
+The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their
+way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
+nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
+input's mean is one or two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is
+taken: the least linear one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), 
 """Targets, and the means to centre at (None: not centred), in the order in which they are tried."""
 ENOUGH = 0.5
 """Decades that a setting may be off by to be taken at once."""
-CLEARLY = 0.3
+CLEARLY = 0.5
 """Decades by which another has to be better than the paper's, where none is good enough."""
 
 _SAME = 0.01
@@ -60,7 +61,9 @@ def check(automatic: object, ranks: Ranks, *, center: bool, batches: int) -> Non
         )
 
 
-def choose_(model: nn.Module, call: Call, options: Options, run: Run, make: Make, begin: Callable[[], None]) -> tuple[Scaling, Choice]:
+def choose_(
+    model: nn.Module, call: Call, options: Options, *, run: Run, make: Make, begin: Callable[[], None]
+) -> tuple[Scaling, Choice]:
     """Initialize by each setting in turn until one is good enough; the model is left with the best.
 
     Args:
@@ -74,31 +77,32 @@ def choose_(model: nn.Module, call: Call, options: Options, run: Run, make: Make
     Returns:
         What scaled in the pass that counts, and the choice.
     """
-    drawn, trials, scaling = Drawn(keeping=True), list[Trial](), None
+    drawn = Drawn(keeping=True)
+
+    def scaled(tried: Options) -> Scaling:
+        drawn.restore()
+        begin()
+        scaling = make(tried, drawn)
+        run(call, scaling)
+        scaling.finish()
+        return scaling
+
+    trials: list[Trial] = []
     for target, mean in CANDIDATES:
         if mean is None and len(trials) == 2 and _alike(*trials):  # all targets are: ReLU
             continue
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
-        scaling = _scaled(tried, call, run, make, begin, drawn)
+        scaling = scaled(tried)
         trials.append(_trial(model, call, tried, begin))
         if trials[-1].decades <= ENOUGH:
             break
     best = _best(trials)
-    again = best is not trials[-1] or scaling is None
-    if again or scaling is None:
+    again = best is not trials[-1]
+    if again:
         chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
-        scaling = _scaled(chosen, call, run, make, begin, drawn)
+        scaling = scaled(chosen)
     reason = _reason(best, trials)
     return scaling, Choice(best.target_std, best.center, best.target_mean, reason, tuple(trials), 2 * len(trials) + again)
-
-
-def _scaled(options: Options, call: Call, run: Run, make: Make, begin: Callable[[], None], drawn: Drawn) -> Scaling:
-    drawn.restore()
-    begin()
-    scaling = make(options, drawn)
-    run(call, scaling)
-    scaling.finish()
-    return scaling
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
@@ -181,7 +185,7 @@ def _decades(ratio: float | None) -> float:
 
 
 class Probe:
-    """Stands in for every operator on a weight: runs it, and measures its output, and later the gradient there, at the weight's first use."""
+    """Stands in for every operator on a weight: runs it, and measures its output and later the gradient there, at the first use."""
 
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
@@ -219,7 +223,8 @@ def similarity(output: Tensor) -> Tensor:
     sizes = torch.linalg.vector_norm(flat, dim=1)
     total = torch.linalg.vector_norm((1 / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).to(flat.dtype) @ flat)
     n = len(flat)
-    return (total.double().square() - n) / (n * (n - 1))
+    square: Tensor = total.double().square()
+    return (square - n) / (n * (n - 1))
 
 
 def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:

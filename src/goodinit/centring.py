@@ -1,9 +1,9 @@
 """Beyond the std over everything: std by channel or between samples, and every channel's mean moved into the bias.
 
-An operator's output z is linear in its weight, and its bias adds to every channel. So in the middle of a forward pass channels can be
-scaled one by one, through the rows of the weight, and centred, through the bias; everything downstream sees what a second pass would
-show it. The factor comes from the statistics of groups of elements: of a channel, or of a feature (a channel at a position) over the
-samples.
+An operator's output z is linear in its weight, and its bias adds to every channel. So in the middle of a forward pass channels
+can be scaled one by one, through the rows of the weight, and centred, through the bias; everything downstream sees what a second
+pass would show it. The factor comes from the statistics of groups of elements: of a channel, or of a feature (a channel at a
+position) over the samples.
 """
 
 from __future__ import annotations
@@ -130,12 +130,18 @@ class Rules:
         """Whether all outputs are measured as the paper does."""
         return self._options.plain
 
+    def hold(self, bias: Weight) -> bool:
+        """Whether an output's means are in a bias, or in a part of it."""
+        return bias in self._biases
+
     def of(self, operation: Operation, part: Part, *, changed: bool) -> Rule:
         """The rule of an output. ``changed``: whether its weight and bias may be."""
         if self.plain:
             return Rule(None, None)
         notes: list[str] = []
-        channels = operation.channels if operation.channels is not None and -operation.channels.output_axis <= part.z.dim() else None
+        channels = (
+            operation.channels if operation.channels is not None and -operation.channels.output_axis <= part.z.dim() else None
+        )
         bias = self._bias(operation, part, channels, notes) if self._center and changed else None
         by_channel = self._variance == "channels" and channels is not None
         if self._variance == "channels" and channels is None:
@@ -173,7 +179,7 @@ def _along(bias: Tensor, channels: Channels) -> bool:
 
 
 def grouped(z: Tensor, over: tuple[int, ...]) -> Statistic:
-    """Statistics over some axes of ``z``, (n, mean, M2) in float64, the latter two with the other axes; in chunks, without a copy."""
+    """Statistics over some axes of ``z``, (n, mean, M2) in float64, the latter two with the other axes; in chunks."""
     n = 1
     for axis in over:
         n *= z.shape[axis]

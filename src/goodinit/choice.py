@@ -15,17 +15,17 @@ class Trial:
     center: bool
     target_mean: float
     gradient_ratio: float | None
-    """Size of the gradient at the outputs of the first layers, as a multiple of that at the last ones. None: nothing to differentiate."""
+    """Size of the gradient at the outputs of the first layers, as a multiple of that at the last ones. None: there is none."""
     similarity: float | None
-    """Mean cosine between distinct samples in the last layers: 1 means that the output is the same whatever the input. None for
-    a batch of one."""
+    """Mean cosine between distinct samples in the last layers: at 1 the output is the same whatever the input. None for a batch
+    of one."""
     distinct: float | None
-    """What the layers leave of the distance between samples: (1 - cosine) in the last layers as a multiple of that in the first."""
+    """What the layers leave of the distance between samples: 1 - cosine in the last layers as a multiple of that in the first."""
     forward_ratio: float
     """Std of the outputs of the last layers as a multiple of that of the first ones."""
     decades: float
-    """How far this is from a gradient as large in the first layers as in the last, samples as distinct and outputs as large in the
-    last as in the first: the powers of ten, added up."""
+    """How far this is from a gradient as large in the first layers as in the last, and from samples as distinct and outputs as
+    large in the last as in the first: the powers of ten, added up."""
 
     def __str__(self) -> str:
         gradient = "not measured" if self.gradient_ratio is None else f"{self.gradient_ratio:.2g}"

@@ -133,7 +133,9 @@ def _record(entry: _Entry, values: list[float]) -> Record:
             note = "; ".join(filter(None, (f"{dead:.0f} constant channels not scaled" if dead and scaled else "", note)))
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
-    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later), note=note)
+    return Record(
+        entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later), note=note
+    )
 
 
 def _non_finite(entry: _Entry) -> str:

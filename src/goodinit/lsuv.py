@@ -20,9 +20,9 @@ from torch import nn
 
 from goodinit import auto, guard, sharded
 from goodinit.batches import Call, Calls, Forward
+from goodinit.choice import Choice
 from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
-from goodinit.choice import Choice
 from goodinit.options import Options, PreInit, Targets, Variance, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
@@ -179,9 +179,7 @@ def lsuv_(
             )
         passes = 1 + swept.passes if choice is None else choice.passes
         seconds = time.perf_counter() - start
-        report = Report(
-            records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice
-        )
+        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice)
         _warn(report, batches, swept)
     return report
 
@@ -194,8 +192,8 @@ def _refuse_sharded(model: nn.Module) -> None:
     """
     if any(sharded.is_sharded(p) for p in model.parameters()):
         raise OptionError(
-            "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, tensor "
-            "parallelism). Initialize before fully_shard or parallelize_module"
+            "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, "
+            "tensor parallelism). Initialize before fully_shard or parallelize_module"
         )
 
 

@@ -73,7 +73,7 @@ class Channels(NamedTuple):
     """From the right, so negative."""
     weight_axis: int
     groups: int = 1
-    """Of a transposed convolution: its channels are those of ``weight_axis``, so many times, one group of axis 0 after the other."""
+    """Of a transposed convolution: its channels are those of ``weight_axis``, once for each group of axis 0."""
 
     def of_weight(self, values: Tensor, weight: Tensor) -> Tensor:
         """A value a channel, in a shape that broadcasts against the weight."""

@@ -118,9 +118,7 @@ def _contraction(function: Function, a: Arguments, weights: Sources) -> Operatio
     given = {"dims": dims} if "dims" in a else {}
     output_axis = -1 if found[1] is not None else len(columns) - data.dim() - 1
     channels = Channels(output_axis, layout.rows[0]) if len(layout.rows) == 1 else None
-    return Operation(
-        name_of(function), weight, layout, lambda: function(left, right, **given), _shapes(data), channels=channels
-    )
+    return Operation(name_of(function), weight, layout, lambda: function(left, right, **given), _shapes(data), channels=channels)
 
 
 def _added_product(function: Function, a: Arguments, weights: Sources) -> Operation | None:

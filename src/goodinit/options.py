@@ -101,7 +101,9 @@ class Options:
 
 def _check_measure(variance: str, center: object, mean: object, batches: int) -> None:
     if variance not in VARIANCES:
-        raise OptionError(f"variance must be 'all', 'samples' or 'channels'; got {variance!r}{did_you_mean(str(variance), VARIANCES)}")
+        raise OptionError(
+            f"variance must be 'all', 'samples' or 'channels'; got {variance!r}{did_you_mean(str(variance), VARIANCES)}"
+        )
     if not isinstance(center, bool):
         raise OptionError(f"center must be True or False; got {center!r}. target_mean= takes a number")
     if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not abs(mean) < float("inf"):

@@ -190,7 +190,8 @@ class Scaling:
         operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
         self._drawn.seconds += time.perf_counter() - start
         bias = operation.bias_weight
-        if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
+        kept = bias is None or not bias.parameter.requires_grad or self._options.skips(bias.name) or self._rules.hold(bias)
+        if bias is not None and not kept:
             for root in bias.roots():
                 self._undo.remember(root.held)
                 root.zero_(operation.zero_bias_)
@@ -229,8 +230,8 @@ class Scaling:
             self._last_shift = None
         if self._shunned:
             raise ModelError(
-                f"this process's data does not use {self._shunned[0]!r} when that of another process does; center= and variance= need "
-                "data that uses every weight, in the same order, in all processes"
+                f"this process's data does not use {self._shunned[0]!r} when that of another process does; center= and variance= "
+                "need data that uses every weight, in the same order, in all processes"
             )
 
     def draw_unused(self, model: nn.Module) -> None:
