@@ -185,7 +185,7 @@ def _decades(ratio: float | None) -> float:
 
 
 class Probe:
-    """Stands in for every operator on a weight: runs it, and measures its output and later the gradient there, at the first use."""
+    """Stands in for every operator on a weight: runs it, and measures output and gradient at the weight's first use."""
 
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
