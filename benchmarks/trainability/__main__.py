@@ -1,4 +1,4 @@
-"""`python -m trainability`: run what is not done yet, plan, or make the pages. To be called in benchmarks/, or with it on PYTHONPATH."""
+"""`python -m trainability`, with benchmarks/ on PYTHONPATH: run what is not done yet, count it, or make the pages."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS = ROOT / "benchmarks" / "results" / "trainability.jsonl"
 
 
+_DO = "run what has no row yet; count it; measure the layers of deep networks; make the pages from the rows"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainability", description=__doc__)
@@ -35,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     given = parser.parse_args(arguments)
+    if given.do == "theory":
+        from trainability.theory import write_rows
+
+        write_rows(given.rows.with_name("trainability-theory.jsonl"))
+        return 0
     if given.do == "page":
         from trainability.page import write_pages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Sine(nn.Module):
         return (self.frequency * x).sin()
 
 
-def perceptron(
+def perceptron(  # noqa: PLR0917 - in the order of the data's way
     depth: int, width: int, inputs: int, outputs: int, activation: Activation, norm: Callable[[int], nn.Module] | None = None
 ) -> nn.Sequential:
     """``depth`` linear layers."""
@@ -147,7 +148,7 @@ def autoencoder(norm: Callable[[int], nn.Module] | None = None) -> nn.Sequential
     """784 -> 256 128 64 32 16 and back, tanh; Hinton & Salakhutdinov 2006 in small."""
     widths = (784, 256, 128, 64, 32, 16, 32, 64, 128, 256)
     layers: list[nn.Module] = [nn.Flatten()]
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers.append(nn.Linear(a, b))
         layers += [norm(b)] if norm else []
         layers.append(nn.Tanh())
@@ -245,7 +246,7 @@ class Graph(nn.Module):
     def __init__(self, depth: int, width: int, norm: Callable[[int], nn.Module] | None = None) -> None:
         super().__init__()
         sizes = [64, *[width] * (depth - 1)]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.norms = nn.ModuleList(norm(width) if norm else nn.Identity() for _ in self.layers)
         self.head = nn.Linear(width, 10)
 
@@ -278,12 +279,12 @@ class Sign(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """-1 or 1."""
-        out: Tensor = _Sign.apply(x)
+        out: Tensor = _Sign.apply(x)  # type: ignore[no-untyped-call]  # torch's
         return out
 
 
 def siren_reference_(model: nn.Module) -> None:
-    """SIREN's own initialization: U(-1/n, 1/n) in the first layer, U(-a, a), a = sqrt(6/n), behind it, where the frequency is 1."""
+    """SIREN's own initialization: U(-1/n, 1/n) in the first layer, U(-a, a), a = sqrt(6/n), behind it."""
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
     for i, layer in enumerate(linears):
         n = layer.in_features

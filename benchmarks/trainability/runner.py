@@ -70,9 +70,9 @@ def work(runs: Sequence[Run], path: Path, command: str, until: float) -> None:
     }
     append_line(sessions_of(path), origin)
     claims = path.parent / ".trainability"
-    done = Done(path)
+    done, parent = Done(path), os.getppid()
     for number, run in enumerate(runs, 1):
-        if time.monotonic() > until:
+        if time.monotonic() > until or os.getppid() != parent:  # the call was killed
             return
         try:
             with locked(claims / run.key.replace("/", "_"), wait=False):

@@ -95,7 +95,7 @@ def rows_of_digits() -> Data:
 
 @cache
 def photograph(size: int = 48) -> Data:
-    """scikit-learn's photograph of a flower in gray: coordinates in (-1, 1), brightness of std 1; the test has the pixels between."""
+    """A photograph of scikit-learn's in gray: coordinates in (-1, 1), brightness of std 1; the test has the pixels between."""
     from sklearn.datasets import load_sample_image
 
     image = torch.tensor(load_sample_image("flower.jpg"), dtype=torch.float32).mean(2)[None, None]

@@ -27,7 +27,7 @@ def run(task: Task, contestant: Contestant, *, seed: int, optimizer: str, lr: fl
     began = time.process_time()
     try:
         report = contestant.call(model, task, batch)
-    except Exception as error:  # whatever a contestant raises is its result
+    except Exception as error:  # noqa: BLE001 - whatever a contestant raises is its result
         first = (str(error).splitlines() or [""])[0][:200]
         return {"status": "init-failed", "error": f"{type(error).__name__}: {first}", "init_seconds": time.process_time() - began}
     init_seconds = time.process_time() - began
