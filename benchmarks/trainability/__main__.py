@@ -27,13 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainability", description=__doc__)
     parser.add_argument(
-        "do", choices=("run", "plan", "page"), help="run what has no row yet; count it; make the pages from the rows"
+        "do", choices=("run", "plan", "theory", "page"), help=_DO
     )
     parser.add_argument("--quick", action="store_true", help="a subset, in five minutes")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each (default: 2)")
     parser.add_argument("--tasks", nargs="*", default=[], choices=list(TASKS), metavar="TASK")
     parser.add_argument("--contestants", nargs="*", default=[], choices=list(CONTESTANTS), metavar="CONTESTANT")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--points", type=int, help="of the grid, the first so many in the plan's order")
     parser.add_argument("--most-minutes", type=float, default=float("inf"), help="begin no run after so many")
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_pages(given.rows, given.docs)
         return 0
-    runs = list(plan(given.tasks, given.contestants, seeds=given.seeds, quick=given.quick))
+    runs = list(plan(given.tasks, given.contestants, seeds=given.seeds, points=given.points, quick=given.quick))
     rows = read_lines(given.rows)
     done = finished(rows)
     left = [run for run in runs if run.key not in done]

@@ -87,7 +87,7 @@ _TIME = "After the time that half of the steps take, the initialization's includ
 
 
 def _coverage(summary: Summary) -> str:
-    wanted = {run.key for run in plan((), ())}
+    wanted = {run.key for run in plan()}
     have = runs_in(summary.rows) & wanted
     seeds = sorted({row["seed"] for row in summary.rows})
     line = f"**Coverage: {len(have):,} of the {len(wanted):,} runs of the plan** ({len(have) / len(wanted):.1%}), "

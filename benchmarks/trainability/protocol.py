@@ -38,14 +38,16 @@ class Run:
         return "/".join(map(str, asdict(self).values()))
 
 
-def plan(tasks: Sequence[str], contestants: Sequence[str], *, seeds: int = SEEDS, quick: bool = False) -> Iterator[Run]:
-    """All runs: seed by seed, the core contestants first, point by point of the grid, task by task."""
+def plan(
+    tasks: Sequence[str] = (), contestants: Sequence[str] = (), *, seeds: int = SEEDS, points: int | None = None, quick: bool = False
+) -> Iterator[Run]:
+    """All runs: seed by seed, the core contestants first, point by point of the grid (the first ``points``), task by task."""
     ours: Iterable[Contestant] = [CONTESTANTS[name] for name in contestants] or CONTESTANTS.values()
     chosen: Iterable[Task] = [TASKS[name] for name in tasks or (QUICK_TASKS if quick else ())] or TASKS.values()
     ours, chosen = list(ours), list(chosen)
     for seed in range(1 if quick else seeds):
         for core in (True, False) if not quick else (True,):
-            for optimizer, lr in QUICK_GRID if quick else _ORDER:
+            for optimizer, lr in QUICK_GRID if quick else _ORDER[:points]:
                 for contestant in ours:
                     if contestant.core is core or (quick and contestants):
                         yield from (

@@ -150,7 +150,7 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
     forward = _ratio(stds)
     alike = [1 - s for s in similarities]
     distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
-    forward_ratio = 0.0 if not forward else 1 / forward
+    forward_ratio = None if forward is None else 1 / forward if forward else math.inf
     distinct = None if distinct is None else 1 / distinct if distinct else 0.0
     terms = [_decades(ratio), max(0.0, _decades(distinct)) if (distinct or 1) < 1 else 0.0, _decades(forward_ratio)]
     assert isinstance(tried.target_std, float)

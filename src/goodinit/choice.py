@@ -21,7 +21,7 @@ class Trial:
     of one."""
     distinct: float | None
     """What the layers leave of the distance between samples: 1 - cosine in the last layers as a multiple of that in the first."""
-    forward_ratio: float
+    forward_ratio: float | None
     """Std of the outputs of the last layers as a multiple of that of the first ones."""
     decades: float
     """How far this is from a gradient as large in the first layers as in the last, and from samples as distinct and outputs as
