@@ -26,9 +26,7 @@ _DO = "run what has no row yet; count it; measure the layers of deep networks; m
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m trainability", description=__doc__)
-    parser.add_argument(
-        "do", choices=("run", "plan", "theory", "page"), help=_DO
-    )
+    parser.add_argument("do", choices=("run", "plan", "theory", "page"), help=_DO)
     parser.add_argument("--quick", action="store_true", help="a subset, in five minutes")
     parser.add_argument("--processes", type=int, default=2, help="of one thread each (default: 2)")
     parser.add_argument("--tasks", nargs="*", default=[], choices=list(TASKS), metavar="TASK")

@@ -56,7 +56,7 @@ def _nothing(_model: nn.Module, _task: Task, _batch: Batch) -> None:
 
 
 def _scheme(name: Any) -> Call:
-    return lambda model, task, batch: init_(model, name, batch(0)[0], nonlinearity=task.nonlinearity)  # type: ignore[arg-type]  # a name of it
+    return lambda model, task, batch: init_(model, name, batch(0)[0], nonlinearity=task.nonlinearity)
 
 
 def _lsuv(**options: Any) -> Call:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from goodinit import init_
+from goodinit.schemes import Nonlinearity
 
 _BOUND, _TRIAL_RATE, _SMALLEST, _RATE, _STEPS = 1.0, 0.1, 0.01, 0.03, 30
 
@@ -17,7 +18,7 @@ def gradinit_(
     batch: Callable[[int], tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
-    nonlinearity: str = "relu",
+    nonlinearity: Nonlinearity = "relu",
     steps: int = _STEPS,
 ) -> None:
     """He's weights, each times a factor that is learned: a first step of SGD is to lower the loss most, under |gradient| <= 1.
@@ -25,7 +26,7 @@ def gradinit_(
     Source:
         Zhu et al. 2021, arXiv 2102.08098, Algorithm 1, with 30 steps at 0.03 for the paper's epoch at 0.001 to 0.01.
     """
-    init_(model, "he", batch(0)[0], nonlinearity=nonlinearity)  # type: ignore[arg-type]  # a name of it
+    init_(model, "he", batch(0)[0], nonlinearity=nonlinearity)
     model.train()
     drawn = {name: p.detach().clone() for name, p in model.named_parameters()}
     scales = {name: torch.ones((), requires_grad=True) for name, p in drawn.items() if p.dim() > 1}

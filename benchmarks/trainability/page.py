@@ -66,8 +66,8 @@ def page(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
 
 _HEAD = """# Does it help?
 
-Small real tasks, most of them networks without normalization layers, trained from every initialization by one protocol. This page is
-made from the committed rows, [benchmarks/results/trainability.jsonl](../benchmarks/results/trainability.jsonl), by
+Small real tasks, most of them networks without normalization layers, trained from every initialization by one protocol. This page
+is made from the committed rows, [benchmarks/results/trainability.jsonl](../benchmarks/results/trainability.jsonl), by
 `python -m trainability page`; `make bench-trainability` makes the rows. Why a std of 1 is not all that matters, and what is done
 about it: [beyond unit variance](beyond-unit-variance.md)."""
 
@@ -98,8 +98,8 @@ def _coverage(summary: Summary) -> str:
     least, most = (min(points.values()), max(points.values())) if points else (0, 0)
     return (
         f"{line} What follows compares contestants at the points of the grid that all of them have, {least} to {most} of "
-        f"{sum(map(len, GRID.values()))} a task, and leaves out the contestants that lack some; with so few points and seeds the order of "
-        "neighbours means little. `make bench-trainability` goes on where it was."
+        f"{sum(map(len, GRID.values()))} a task, and leaves out the contestants that lack some; with so few points and seeds the "
+        "order of neighbours means little. `make bench-trainability` goes on where it was."
     )
 
 
@@ -116,8 +116,8 @@ def _ranks(summary: Summary) -> str:
     difference = critical_difference(len(names), len(ranks))
     return (
         "## Average ranks\n\n"
-        f"Over {len(ranks)} tasks, 1 is best; in brackets what 95 % of bootstrap samples of the tasks give. Two average ranks differ "
-        f"significantly (Nemenyi's test, 5 %) if they are more than {difference:.2f} apart.\n\n"
+        f"Over {len(ranks)} tasks, 1 is best; in brackets what 95 % of bootstrap samples of the tasks give. Two average ranks "
+        f"differ significantly (Nemenyi's test, 5 %) if they are more than {difference:.2f} apart.\n\n"
         + table(["contestant", "", "rank after equal steps", "rank after equal time", "best on"], lines)
     )
 
@@ -142,8 +142,8 @@ def _against(summary: Summary, name: str, title: str, what: str) -> str:
     ]
     fails = f"It does not train: {'; '.join(untrained)}." if untrained else "It trains every task that any contestant trains."
     return (
-        f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} tasks "
-        f"(a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
+        f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} "
+        f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
         + table(["task", f"`{name}`", "its error", "best other's error"], lines)
     )
 
@@ -157,8 +157,8 @@ def _advice(summary: Summary) -> str:
         return ""
     return (
         "## What to do, by kind of network\n\n"
-        "By the error after equal steps, summed over the tasks of a kind as a share of that before training; `normalized` is the same "
-        "network with normalization layers.\n\n" + table(["kind", "tasks", "what was seen"], lines)
+        "By the error after equal steps, a mean over the tasks of a kind as a share of that before training; `normalized` is the "
+        "same network with normalization layers.\n\n" + table(["kind", "tasks", "what was seen"], lines)
     )
 
 
@@ -225,7 +225,7 @@ def _options(summary: Summary) -> str:
 
 
 def _costs(summary: Summary) -> str:
-    names = [n for n in ("lsuv", "lsuv-auto", "lsuv-package", "anyinit-empirical", "gradinit")]
+    names = ["lsuv", "lsuv-auto", "lsuv-package", "anyinit-empirical", "gradinit"]
     lines, long = [], []
     for task in TASKS.values():
         cells = []
@@ -248,12 +248,12 @@ def _costs(summary: Summary) -> str:
         steps, share = statistics.median(s for s, *_ in long), statistics.median(s for _, s, _ in long)
         most, worst, where = max(long)
         text = (
-            f' `target_std="auto"` costs as much as {steps:.0f} training steps (median), {most:.0f} at most ({where}): {share:.1%} of '
-            f"these short runs (median), {worst:.1%} there; so under 1 % of a run of {100 * most:,.0f} steps or more."
+            f' `target_std="auto"` costs as much as {steps:.0f} training steps (median), {most:.0f} at most ({where}): '
+            f"{share:.1%} of these short runs (median), {worst:.1%} there; so under 1 % of a run of {100 * most:,.0f} steps."
         )
     return (
-        "## What it costs\n\nSeconds of initialization, on how many training steps they would have bought, and as a share of the whole "
-        f"run.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
+        "## What it costs\n\nSeconds of initialization, how many training steps they would have bought, and as a share of the "
+        f"whole run.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
     )
 
 
@@ -274,11 +274,11 @@ def _protocol(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
     grid = "; ".join(f"{name}: {', '.join(f'{lr:g}' for lr in lrs)}" for name, lrs in GRID.items())
     return (
         "## Protocol\n\n"
-        f"Every contestant gets the same batches, steps and grid of learning rates ({grid}; SGD with momentum 0.9; no schedule, no "
-        f"weight decay but AdamW's own), {SEEDS} seeds. Nothing is stopped early; a run that fails or diverges is a row and counts as "
-        f"untrained: here {failed} initializations failed and {broken} runs diverged. The learning rate is chosen by the error on the "
-        "test set, for all contestants alike: this compares how networks train, not how they would generalize. Seconds are processor "
-        f"seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"
+        f"Every contestant gets the same batches, steps and grid of learning rates ({grid}; SGD with momentum 0.9; no schedule, "
+        f"no weight decay but AdamW's own), {SEEDS} seeds. Nothing is stopped early; a run that fails or diverges is a row and "
+        f"counts as untrained: here {failed} initializations failed and {broken} runs diverged. The learning rate is chosen by "
+        "the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
+        f"Seconds are processor seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"
         + (f"; load while it ran {min(loads):g} to {max(loads):g}" if loads else "")
         + ". Text: Genesis in the King James Version, public domain, from Debian's bible-kjv-text.\n\n"
         + tasks

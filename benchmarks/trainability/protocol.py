@@ -15,7 +15,7 @@ GRID: dict[str, tuple[float, ...]] = {"sgd": (0.0005, 0.003, 0.02, 0.1), "adamw"
 SEEDS = 3
 # Points of the grid in the order in which they are run, so that rows of an unfinished benchmark say most.
 _ORDER = (
-    *(("adamw", 0.002), ("sgd", 0.02), ("adamw", 0.0005), ("sgd", 0.003)),
+    *(("adamw", 0.0005), ("sgd", 0.003), ("adamw", 0.002), ("sgd", 0.02)),
     *(("sgd", 0.0005), ("adamw", 0.0001), ("sgd", 0.1), ("adamw", 0.01)),
 )
 QUICK_TASKS = ("mlp30-tanh", "mlp30-gelu", "mlp30-relu", "siren", "poisson", "lstm", "tabular", "cancer", "binary")
@@ -39,20 +39,25 @@ class Run:
 
 
 def plan(
-    tasks: Sequence[str] = (), contestants: Sequence[str] = (), *, seeds: int = SEEDS, points: int | None = None, quick: bool = False
+    tasks: Sequence[str] = (),
+    contestants: Sequence[str] = (),
+    *,
+    seeds: int = SEEDS,
+    points: int | None = None,
+    quick: bool = False,
 ) -> Iterator[Run]:
-    """All runs: seed by seed, the core contestants first, point by point of the grid (the first ``points``), task by task."""
+    """All runs: seed by seed, the core contestants first, point by point (the first ``points``), quick tasks first."""
     ours: Iterable[Contestant] = [CONTESTANTS[name] for name in contestants] or CONTESTANTS.values()
     chosen: Iterable[Task] = [TASKS[name] for name in tasks or (QUICK_TASKS if quick else ())] or TASKS.values()
-    ours, chosen = list(ours), list(chosen)
+    ours, chosen = list(ours), sorted(chosen, key=lambda task: task.name not in QUICK_TASKS)
     for seed in range(1 if quick else seeds):
         for core in (True, False) if not quick else (True,):
             for optimizer, lr in QUICK_GRID if quick else _ORDER[:points]:
-                for contestant in ours:
-                    if contestant.core is core or (quick and contestants):
-                        yield from (
-                            Run(task.name, contestant.name, seed, optimizer, lr) for task in chosen if contestant.applies(task)
-                        )
+                for task in chosen:
+                    for contestant in ours:
+                        wanted = contestant.core is core or (quick and contestants)
+                        if wanted and contestant.applies(task):
+                            yield Run(task.name, contestant.name, seed, optimizer, lr)
 
 
 def fingerprint(run: Run) -> str:

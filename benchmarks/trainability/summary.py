@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from trainability.contestants import CONTESTANTS
@@ -42,7 +43,8 @@ class Cell:
     @property
     def share(self) -> float:
         """Of the runs that train at all."""
-        return sum(row["status"] == "trained" for row in self.rows) / len(self.rows)
+        trained = [row for row in self.rows if row["status"] == "trained"]
+        return len(trained) / len(self.rows)
 
     def at_end(self, points: Iterable[Point]) -> tuple[Point, float]:
         """The point with the smallest error after all steps, mean over seeds, and this error."""
@@ -56,7 +58,7 @@ class Cell:
         """The smallest error after so many seconds, initialization included."""
         return self._least(points, lambda row: _error_at(row, seconds, self.untaught))[1]
 
-    def _least(self, points: Iterable[Point], error: Any) -> tuple[Point, float]:
+    def _least(self, points: Iterable[Point], error: Callable[[Row], float]) -> tuple[Point, float]:
         def mean(point: Point) -> float:
             return statistics.mean(
                 self.untaught if row["status"] in ("diverged", "init-failed") else error(row)
@@ -69,7 +71,7 @@ class Cell:
 
     def init_seconds(self) -> float:
         """Median."""
-        return statistics.median(row["init_seconds"] for row in self.rows)
+        return statistics.median(float(row["init_seconds"]) for row in self.rows)
 
     def step_seconds(self) -> float | None:
         """Median over runs that were not broken off."""
@@ -86,7 +88,7 @@ def _error_at(row: Row, seconds: float, untaught: float) -> float:
     marks = [(row["init_seconds"] + t, _number(error, untaught)) for _, t, _, error in row["checkpoints"]]
     if seconds <= marks[0][0]:
         return untaught
-    for (a, low), (b, high) in zip(marks, marks[1:], strict=False):
+    for (a, low), (b, high) in pairwise(marks):
         if seconds <= b:
             return low + (high - low) * (seconds - a) / (b - a) if b > a else high
     return marks[-1][1]
@@ -172,10 +174,9 @@ class Summary:
         return sorted(found, key=lambda s: s.error)
 
     def time_limit(self, task: Task) -> float:
-        """Seconds of the comparison at equal time: what half of all steps take from PyTorch's default."""
-        cells = [self.cells[task.name, name].step_seconds() for name in self.compared(task)]
-        known = [s for s in cells if s is not None]
-        return task.steps / 2 * statistics.median(known) if known else 0.0
+        """Seconds of the comparison at equal time: half of what a training takes, the median over all that came to their end."""
+        ended = [r for n in self.compared(task) for r in self.cells[task.name, n].rows if r["status"] in ("trained", "untrained")]
+        return statistics.median(float(row["train_seconds"]) for row in ended) / 2 if ended else 0.0
 
     def ranks(self, names: Sequence[str], value: str = "error") -> dict[str, dict[str, float]]:
         """By task and contestant: the place among ``names``, ties sharing theirs; only tasks that have all of them."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from goodinit.schemes import Nonlinearity
 from trainability import nets, sets
 from trainability.sets import Data
 
@@ -61,7 +62,7 @@ class Task:
     """The same with blocks that bring an initialization of their own."""
     own: Callable[[nn.Module], None] | None = None
     """The initialization that the network's authors prescribe."""
-    nonlinearity: str = "relu"
+    nonlinearity: Nonlinearity = "relu"
     """The nearest that the schemes of init_ know."""
     loss: Loss = F.cross_entropy
     error: Loss = error_share
@@ -82,12 +83,13 @@ def _itself() -> Data:
 
 
 def _perceptron(depth: int, activation: nets.Activation) -> tuple[Make, Make]:
-    return tuple(partial(nets.perceptron, depth, 64, 64, 10, activation, norm) for norm in (None, nn.BatchNorm1d))  # type: ignore[return-value]  # two of them
+    make = partial(nets.perceptron, depth, 64, 64, 10, activation)
+    return make, partial(make, nn.BatchNorm1d)
 
 
 def _deep(depth: int, name: str, activation: nets.Activation, steps: int) -> Task:
     make, norm = _perceptron(depth, activation)
-    known = {"tanh": "tanh", "relu": "relu", "GELU": "relu", "sign": "tanh"}[name]
+    known: Nonlinearity = "tanh" if name == "tanh" else "relu"
     about = f"perceptron of {depth} layers of 64 units, {name}, on scikit-learn's digits"
     return Task(
         f"mlp{depth}-{name.lower()}", f"deep perceptrons, {name}", about, make, sets.digits, steps, 0.5, norm, nonlinearity=known
@@ -96,7 +98,7 @@ def _deep(depth: int, name: str, activation: nets.Activation, steps: int) -> Tas
 
 def _fitnet(activation: str) -> Task:
     make, norm = (partial(nets.fitnet, activation, norm) for norm in (None, nn.BatchNorm2d))
-    known = activation if activation in ("tanh", "sigmoid") else "relu"
+    saturating: dict[str, Nonlinearity] = {"tanh": "tanh", "sigmoid": "sigmoid"}
     return Task(
         f"fitnet1-{activation}",
         "plain CNNs of 10 layers",
@@ -106,7 +108,7 @@ def _fitnet(activation: str) -> Task:
         150,
         0.8,
         norm,
-        nonlinearity=known,
+        nonlinearity=saturating.get(activation, "relu"),
         batch=32,
     )
 

@@ -3,8 +3,8 @@
 The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their
 way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
 nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
-input's mean is one or two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is
-taken: the least linear one.
+input's mean is two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is taken:
+the least linear one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from goodinit.ranks import Ranks
 from goodinit.scaling import Drawn, Scaling
 from goodinit.weights import Key
 
-CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 1.0), (1.0, 2.0))
+CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 0.0), (1.0, 2.0))
 """Targets, and the means to centre at (None: not centred), in the order in which they are tried."""
-ENOUGH = 0.5
+ENOUGH = 0.75
 """Decades that a setting may be off by to be taken at once."""
-CLEARLY = 0.5
-"""Decades by which another has to be better than the paper's, where none is good enough."""
+CLEARLY = 0.25
+"""Decades by which another has to be better than the paper's."""
 
 _SAME = 0.01
+_LEAST, _MOST = 1e-30, 1e30
 
 Run = Callable[[Call, Scaling], object]
 Make = Callable[[Options, Drawn], Scaling]
@@ -94,7 +95,7 @@ def choose_(
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
         scaling = scaled(tried)
         trials.append(_trial(model, call, tried, begin))
-        if trials[-1].decades <= ENOUGH:
+        if _good(trials[-1], trials[0]):
             break
     best = _best(trials)
     again = best is not trials[-1]
@@ -105,9 +106,14 @@ def choose_(
     return scaling, Choice(best.target_std, best.center, best.target_mean, reason, tuple(trials), 2 * len(trials) + again)
 
 
+def _good(trial: Trial, papers: Trial) -> bool:
+    """Whether no other needs to be tried."""
+    return trial.decades <= ENOUGH and (trial is papers or trial.decades <= papers.decades - CLEARLY)
+
+
 def _best(trials: Sequence[Trial]) -> Trial:
     """The last if it is good enough; else the one that is off least, the paper's if it is nearly as good."""
-    if trials[-1].decades <= ENOUGH:
+    if _good(trials[-1], trials[0]):
         return trials[-1]
     least = min(trials, key=lambda trial: trial.decades)
     return trials[0] if trials[0].decades <= least.decades + CLEARLY else least
@@ -115,9 +121,9 @@ def _best(trials: Sequence[Trial]) -> Trial:
 
 def _reason(best: Trial, trials: Sequence[Trial]) -> str:
     if best is trials[0] and len(trials) == 1:
-        return "at the paper's target gradients and the differences between samples keep their size through the layers"
+        return "at the paper's target gradients and the differences between samples are kept well enough through the layers"
     if best.decades <= ENOUGH:
-        return f"at the paper's target {_trouble(trials[0])}; here they keep their size"
+        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
     if best is trials[0]:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
     return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried, and not good"
@@ -150,9 +156,9 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
     forward = _ratio(stds)
     alike = [1 - s for s in similarities]
     distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
-    forward_ratio = None if forward is None else 1 / forward if forward else math.inf
-    distinct = None if distinct is None else 1 / distinct if distinct else 0.0
-    terms = [_decades(ratio), max(0.0, _decades(distinct)) if (distinct or 1) < 1 else 0.0, _decades(forward_ratio)]
+    forward_ratio = None if forward is None else 1 / forward
+    distinct = None if distinct is None else 1 / distinct
+    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio)]
     assert isinstance(tried.target_std, float)
     return Trial(
         tried.target_std,
@@ -175,13 +181,14 @@ def _ratio(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     n = _quarter(values)
-    first, last = (math.exp(sum(math.log(max(v, 1e-30)) for v in some) / n) for some in (values[:n], values[-n:]))
+    kept = [min(max(v, _LEAST), _MOST) if v == v else _MOST for v in values]  # noqa: PLR0124 - NaN is not itself
+    first, last = (math.exp(sum(map(math.log, some)) / n) for some in (kept[:n], kept[-n:]))
     return first / last
 
 
 def _decades(ratio: float | None) -> float:
     """Distance from 1; 0 of what was not measured."""
-    return 0.0 if ratio is None else abs(math.log10(max(ratio, 1e-30)))
+    return 0.0 if ratio is None else abs(math.log10(ratio))
 
 
 class Probe:
