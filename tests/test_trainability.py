@@ -50,7 +50,8 @@ def test_all_other_tasks_train_for_some_steps(name):
 def test_contestants_start_a_network_or_do_not_apply(name):
     if name in ("lsuv-package", "anyinit", "anyinit-empirical"):
         pytest.importorskip(name.partition("-")[0])
-    contestant, task = CONTESTANTS[name], TASKS["siren" if name == "authors" else "mlp30-tanh"]
+    other = {"authors": "siren", "lsuv-branches": "gpt"}
+    contestant, task = CONTESTANTS[name], TASKS[other.get(name, "mlp30-tanh")]
     if not contestant.applies(task):
         assert name in ("fixup", "skipinit")
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -38,7 +39,8 @@ class Contestant:
         """Whether the task has what it needs."""
         if self.variant:
             return task.norm is not None if self.variant == "norm" else self.variant in task.others
-        return self.name != "authors" or task.own is not None
+        needs = {"authors": task.own is not None, "lsuv-branches": bool(task.branches)}
+        return needs.get(self.name, True)
 
     def network(self, task: Task) -> nn.Module:
         """In PyTorch's default initialization."""
@@ -66,6 +68,16 @@ def _lsuv(**options: Any) -> Call:
             return lsuv_(model, batch(0)[0], **options)
 
     return call
+
+
+def _lsuv_head(model: nn.Module, _task: Task, batch: Batch) -> Report:
+    last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
+    return lsuv_(model, batch(0)[0], target_std={last: 0.1})
+
+
+def _lsuv_branches(model: nn.Module, task: Task, batch: Batch) -> Report:
+    ends = [name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in task.branches)]
+    return lsuv_(model, batch(0)[0], target_std=dict.fromkeys(ends, len(ends) ** -0.5))
 
 
 def _lsuv_package(model: nn.Module, _task: Task, batch: Batch) -> None:
@@ -115,6 +127,8 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("lsuv-mean2", "lsuv_(…, center=True, target_mean=2)", _lsuv(center=True, target_mean=2.0)),
         Contestant("lsuv-samples", 'lsuv_(…, variance="samples")', _lsuv(variance="samples")),
         Contestant("lsuv-channels", 'lsuv_(…, variance="channels", center=True)', _lsuv(variance="channels", center=True)),
+        Contestant("lsuv-head", "lsuv_, the last layer's target 0.1", _lsuv_head),
+        Contestant("lsuv-branches", "lsuv_, the target of branches' ends 1 / sqrt(how many there are)", _lsuv_branches),
         Contestant("lsuv-package", "the package lsuv 0.3.0", _lsuv_package),
         Contestant("anyinit", "the package anyinit 0.4.0, analytic", _anyinit("analytic")),
         Contestant("anyinit-empirical", "the package anyinit 0.4.0, empirical", _anyinit("empirical")),

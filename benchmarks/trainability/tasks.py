@@ -68,6 +68,8 @@ class Task:
     error: Loss = error_share
     unit: str = "errors"
     batch: int = 64
+    branches: tuple[str, ...] = ()
+    """Patterns of the layers at the ends of residual branches."""
     normalized: bool = False
     """Whether it has normalization layers as it is."""
 
@@ -135,6 +137,7 @@ TASKS: dict[str, Task] = {
             200,
             0.8,
             partial(_RESIDUAL, norm=nn.BatchNorm2d),
+            branches=("*.branch.3",),
             others={"fixup": partial(_RESIDUAL, nets.FixupBlock), "skipinit": partial(_RESIDUAL, nets.SkipBlock)},
             batch=32,
         ),
@@ -207,6 +210,7 @@ TASKS: dict[str, Task] = {
             200,
             2.6,
             partial(nets.GPT, 6, 48, norm=True),
+            branches=("blocks.*.out", "blocks.*.down"),
             loss=next_letter,
             error=next_letter,
             unit="nats a letter",
