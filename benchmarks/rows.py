@@ -33,7 +33,7 @@ class Rows:
             "seed": seed,
             "quick": quick,
             "clock": CLOCK.name,
-            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_places(sys.argv[1:])]),
             "versions": versions("lsuv", "anyinit", "transformers"),
             "machine": machine(),
             **commit(leaving_out=["benchmarks/results"]),
@@ -74,10 +74,17 @@ class Rows:
         return [f"{r['section']} {r['name']} {r['contestant']}: {check}" for r in self.made for check in r["failed_checks"]]
 
 
-def last_run(path: Path) -> list[Row]:
-    """The rows of the last run in a file, in their order."""
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with DIR and FILE for where things are on this machine."""
+    places = {"--data-dir": "DIR", "--checkpoint": "DIR", "--out": "FILE"}
+    return [places.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
+
+
+def last_run(path: Path, *, by_section: bool = False) -> list[Row]:
+    """The rows of the last run in a file, in their order; ``by_section``: of the last one of every section."""
     rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [row for row in rows if row["run"] == rows[-1]["run"]]
+    last = {row["section"] if by_section else "": row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[row["section"] if by_section else ""]]
 
 
 def _finite(value: Any) -> Any:

@@ -162,7 +162,10 @@ def test_the_choice_is_in_the_report_and_in_json():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_std": "Auto"}, "target_std must be a positive number, a mapping from patterns to such, or 'auto'; got 'Auto'"),
+        (
+            {"target_std": "Auto"},
+            "target_std must be a positive number or a mapping from patterns to such, or 'auto'; got 'Auto'",
+        ),
         ({"target_std": "auto", "center": True}, "decides itself whether to centre"),
         ({"target_std": "auto", "batches": 3}, "measures one batch; got batches=3"),
     ],

@@ -36,7 +36,7 @@ def refused(error, message, model, data, **options):
         ({"skip": ["body.0", "body.9*"]}, r"pattern 'body.9\*' matches no"),
         ({"skip": [0]}, "skip: patterns are strings such as 'head\\*'; got 0"),
         ({"mode": "training"}, "mode must be 'train' or 'eval'; got 'training'"),
-        ({"pre_init": "gaussian"}, "pre_init must be 'orthonormal', None or a function .* got 'gaussian'"),
+        ({"pre_init": "gaussian"}, "pre_init must be 'orthonormal', 'structured', None or a function .* got 'gaussian'"),
     ],
 )
 def test_options(options, message):

@@ -145,3 +145,39 @@ def test_gram_errors_of_groups_are_their_own(module):
     blocks = torch.cat([nn.init.orthogonal_(torch.empty(4, 12)) for _ in range(3)])
     assert gram_error(blocks, groups=3).error < 2e-6
     assert gram_error(blocks).error > 0.1
+
+
+def rows_of(script, out, *arguments):
+    command = [sys.executable, BENCHMARKS / script, *map(str, arguments), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert out.exists(), done.stderr
+    return [json.loads(line) for line in out.read_text().splitlines()], done
+
+
+def test_structured_matrices(tmp_path):
+    rows, done = rows_of("bench_structured.py", tmp_path / "rows.jsonl", "speed", "--repeats", 1, "--largest", 1_100_000)
+    assert done.returncode == 0, done.stderr
+    assert [(r["name"], r["contestant"]) for r in rows] == [("1024x1024", kind) for kind in ("structured", "haar", "torch")]
+    assert all(0 < r["gram_error"] < 5e-6 for r in rows[:2])
+    assert rows[0]["command"].endswith("--out FILE")
+    assert str(tmp_path) not in json.dumps(rows)
+
+
+def test_a_decoder_from_the_meta_device(tmp_path):
+    folder = tmp_path / "shards"
+    rows, _ = rows_of("bench_meta.py", tmp_path / "rows.jsonl", "--layers", 1, "--width", 256, "--checkpoint", folder)
+    (row,) = rows
+    assert not [check for check in row["failed_checks"] if "GiB" not in check]  # what libraries take differs by machine
+    assert row["std_min"] == pytest.approx(1, abs=0.05)
+    assert row["peak_gib"] > row["peak_before_gib"]
+    assert row["weights"] == 8
+    assert (folder / "model.safetensors.index.json").exists()
+    assert str(tmp_path) not in json.dumps(row)
+
+
+def test_the_figures_of_scale_are_made_from_the_committed_rows():
+    code = "import scale_table; print(scale_table.page(), end='')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=BENCHMARKS)
+    shown = (BENCHMARKS / "results" / "scale.md").read_text()
+    assert done.stdout == shown, "run `python benchmarks/scale_table.py`"
+    assert "billion parameters" in shown

@@ -296,3 +296,14 @@ def test_two_processes_end_with_what_one_would_have_from_all_the_data(tmp_path):
     assert all("OptionError: target_std='auto' measures in one process; there are 2" in m[0] for m in (messages, other_messages))
     assert "does not use 'own.weight' when that of another process does" in messages[1]
     assert "process 0 failed" in other_messages[1]
+
+
+def test_weights_that_are_not_in_memory_are_refused(tmp_path):
+    x = torch.randn(4, 3)
+    for options in ({"target_std": "auto"}, {"center": True}, {"variance": "samples"}):
+        with torch.device("meta"):
+            model = nn.Linear(3, 3)
+        with pytest.raises(OptionError, match="need a model in memory, and write no checkpoint"):
+            lsuv_(model, x, device="cpu", **options)
+        with pytest.raises(OptionError, match="need a model in memory, and write no checkpoint"):
+            lsuv_(nn.Linear(3, 3), x, checkpoint=tmp_path, **options)

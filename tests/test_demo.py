@@ -35,7 +35,7 @@ from goodinit.demo import (
     train,
 )
 from goodinit.errors import DataError, MissingExtraError, OptionError
-from goodinit.propagation import output_signals
+from goodinit.propagation import measure
 
 TINY = Setting(steps=3, depth=2)
 
@@ -261,9 +261,7 @@ def test_both_runs_start_from_the_same_network_and_see_the_same_batches():
         model = seeded_network(TINY, 8)
         if run is result.lsuv:
             lsuv_(model, images.train[:SAMPLE], generator=torch.Generator().manual_seed(0))
-        assert [s.std for s in run.signals] == pytest.approx(
-            [s.std for s in output_signals(model, images.train[:SAMPLE])], rel=1e-4
-        )
+        assert [s.std for s in run.signals] == pytest.approx([s.std for s in measure(model, images.train[:SAMPLE])], rel=1e-4)
         losses = list(train(model, images.train, images.train_labels, order, lr=0.01))
         assert run.losses == pytest.approx(losses, rel=1e-4)
         assert run.train_accuracy == pytest.approx(accuracy(model, images.train, images.train_labels), abs=0.01)

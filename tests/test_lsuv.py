@@ -550,6 +550,7 @@ def test_the_signature():
     assert [p.name for p in inspect.signature(lsuv_).parameters.values()] == [
         *("model", "data", "target_std", "variance", "center", "target_mean"),
         *("pre_init", "forward", "skip", "generator", "mode", "batches", "tol", "distributed"),
+        *("device", "reset", "checkpoint"),
     ]
 
 

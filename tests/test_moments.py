@@ -28,7 +28,7 @@ Z = torch.randn(6, 5, 8, 7, generator=torch.Generator().manual_seed(0))
     ],
 )
 def test_any_layout(layout, chunk, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_CPU", chunk)
+    monkeypatch.setattr(module, "CHUNK_CPU", chunk)
     z = layout(Z)
     exact = z.to(torch.promote_types(z.dtype, torch.float64))
     m = moments(z)
@@ -52,7 +52,7 @@ def test_a_large_mean_costs_no_digits(offset):
 
 
 def test_chunks_with_different_means(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK_CPU", 1000)
+    monkeypatch.setattr(module, "CHUNK_CPU", 1000)
     z = torch.randn(10, 1000) + 100 * torch.arange(10)[:, None]
     assert moments(z).var.item() == pytest.approx(z.double().var(correction=0).item(), rel=1e-5)
 
@@ -89,7 +89,7 @@ def test_no_copy_of_the_whole(monkeypatch):
                 self.new = max(self.new, out.numel())
             return out
 
-    monkeypatch.setattr(module, "_CHUNK_CPU", 1000)
+    monkeypatch.setattr(module, "CHUNK_CPU", 1000)
     for z in (torch.randn(64, 1000), torch.randn(64, 1000).bfloat16(), torch.randn(64, 2000)[:, ::2]):
         with Largest() as largest:
             moments(z)

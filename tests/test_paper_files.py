@@ -1,4 +1,4 @@
-"""Files are whole, with real processes, kills and full disks."""
+"""Files of rows, with real processes, kills and full disks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("filelock")
 
-from goodinit.paper.files import BusyError, SaveError, append_line, locked, read_lines, write_whole
+from goodinit.paper.files import BusyError, SaveError, append_line, locked, read_lines
 
 
 def python(code, **options):
@@ -27,28 +27,6 @@ def finished(process):
 
 # A process whose files may not grow beyond a size: what a full disk does to a write, done by the kernel.
 FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))\nfrom pathlib import Path\n"
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    file = tmp_path / "folder" / "a"
-    write_whole(file, b"one")
-    write_whole(file, b"two")
-    assert file.read_bytes() == b"two"
-    assert [p.name for p in file.parent.iterdir()] == ["a"]
-
-
-def test_on_a_full_disk_the_old_file_stays(tmp_path):
-    file = tmp_path / "a"
-    write_whole(file, b"old")
-    code = FULL.format(size=1000) + (
-        "from goodinit.paper.files import *\n"
-        f"try: write_whole(Path({str(file)!r}), b'x' * 5000)\n"
-        "except SaveError as error: print(error)\n"
-    )
-    assert "cannot save a in " in (said := finished(python(code)))
-    assert "File too large; 5,000 bytes" in said
-    assert file.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 def test_on_a_full_disk_the_rows_stay(tmp_path):
@@ -133,16 +111,8 @@ def test_a_last_line_whose_newline_an_editor_took_is_kept(tmp_path):
     assert read_lines(file) == [{"row": 1}, {"row": 2}, {"row": 3}]
 
 
-def test_files_are_as_readable_as_others(tmp_path):
-    write_whole(tmp_path / "a", b"x")
-    (tmp_path / "b").write_bytes(b"x")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
-
-
 def test_places_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SaveError, match=r"cannot save b in '.*file'"):
-        write_whole(tmp_path / "file" / "b", b"x")
     with pytest.raises(SaveError, match=r"cannot make the folder '.*file'"):
         append_line(tmp_path / "file" / "rows", {})
     (tmp_path / "folder").mkdir()

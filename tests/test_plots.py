@@ -14,15 +14,13 @@ from matplotlib.figure import Figure
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.plots import (
     check_picture_path,
-    demo_figure,
     picture_formats,
-    plot_losses,
     plot_stds,
-    running_mean,
     short_name,
     spread,
 )
-from goodinit.propagation import Signal
+from goodinit.propagation import Layer
+from goodinit.training_plots import demo_figure, plot_losses, running_mean
 
 
 def lines(ax):
@@ -143,8 +141,8 @@ def test_a_given_axis_is_drawn_on():
 
 
 def test_demo_figure():
-    default = [Signal("conv1.weight", "conv2d", 0.5, 0.4), Signal("head.weight", "linear", 0.03, 1e-8)]
-    lsuv = [Signal("conv1.weight", "conv2d", 1.0, 0.7), Signal("head.weight", "linear", 1.0, 0.9)]
+    default = [Layer("conv1.weight", "conv2d", (4,), 0.0, 0.5, 0.4), Layer("head.weight", "linear", (4,), 0.0, 0.03, 1e-8)]
+    lsuv = [Layer("conv1.weight", "conv2d", (4,), 0.0, 1.0, 0.7), Layer("head.weight", "linear", (4,), 0.0, 1.0, 0.9)]
     losses = {"default": [2.3, 2.4], "LSUV": [2.3, 0.1]}
     figure, (left, right) = demo_figure(default, lsuv, losses, title="a title", guessing=2.25)
     drawn = lines(left)

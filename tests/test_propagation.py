@@ -1,4 +1,4 @@
-"""What `output_signals` measures, against sums done by hand; and that it changes nothing."""
+"""What `measure` measures, against sums done by hand; and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from goodinit import DataError, ModelError, lsuv_
-from goodinit.propagation import output_signals
+from goodinit.propagation import measure
 
 
 def test_both_stds_are_those_of_the_outputs_with_bias():
@@ -21,7 +21,7 @@ def test_both_stds_are_those_of_the_outputs_with_bias():
     x = 3 * torch.randn(50, 1, 8, 8)
     conv = model[0](x)
     linear = model[3](conv.relu().flatten(1))
-    signals = output_signals(model, x)
+    signals = measure(model, x)
     assert [(s.name, s.operator) for s in signals] == [("0.weight", "conv2d"), ("3.weight", "linear")]
     for signal, output in zip(signals, (conv, linear), strict=True):
         assert signal.std == pytest.approx(output.std(correction=0).item(), rel=1e-5)
@@ -34,12 +34,12 @@ def test_what_varies_only_by_bias_does_not_vary_between_samples():
     nn.init.zeros_(layer.weight)
     with torch.no_grad():
         layer.bias.copy_(torch.tensor([1.0, -1.0, 1.0, -1.0]))
-    (signal,) = output_signals(layer, torch.randn(20, 3))
+    (signal,) = measure(layer, torch.randn(20, 3))
     assert (signal.std, signal.sample_std) == (1.0, 0.0)
 
 
 def test_a_batch_of_one_has_no_std_between_samples():
-    (signal,) = output_signals(nn.Linear(3, 4), torch.randn(1, 3))
+    (signal,) = measure(nn.Linear(3, 4), torch.randn(1, 3))
     assert signal.std > 0
     assert signal.sample_std == 0
 
@@ -57,7 +57,7 @@ class Twice(nn.Module):
 
 def test_first_uses_in_call_order():
     model, x = Twice(), torch.randn(100, 4)
-    signals = output_signals(model, x)
+    signals = measure(model, x)
     assert [s.name for s in signals] == ["early.weight", "late.weight"]
     assert signals[0].std == pytest.approx(model.early(x).std(correction=0).item(), rel=1e-5)
 
@@ -66,7 +66,7 @@ def test_complex_and_16_bit_outputs():
     for dtype in (torch.complex64, torch.bfloat16):
         layer = nn.Linear(16, 16, dtype=dtype)
         x = torch.randn(64, 16, dtype=dtype)
-        (signal,) = output_signals(layer, x)
+        (signal,) = measure(layer, x)
         assert signal.std == pytest.approx(
             layer(x).to(torch.promote_types(dtype, torch.float32)).std(correction=0).item(), rel=0.01
         )
@@ -77,7 +77,7 @@ def test_names_and_stds_agree_with_the_report_of_lsuv():
     model = nn.Sequential(nn.Linear(8, 16), nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 3))
     x = torch.randn(32, 5, 8)
     report = lsuv_(model, x)
-    signals = output_signals(model, x)
+    signals = measure(model, x)
     assert [s.name for s in signals] == [r.name for r in report]
     assert [s.std for s in signals] == pytest.approx([r.std_after for r in report], rel=1e-4)
 
@@ -85,14 +85,14 @@ def test_names_and_stds_agree_with_the_report_of_lsuv():
 @pytest.mark.parametrize("kind", ["loader", "tuple", "mapping", "forward"])
 def test_data_in_every_form(kind):
     model, x, y = nn.Linear(4, 2), torch.randn(16, 4), torch.zeros(16)
-    expected = output_signals(model, x)
+    expected = measure(model, x).layers
     data, forward = {
         "loader": (DataLoader(TensorDataset(x, y), batch_size=16), None),
         "tuple": ((x, y), None),
         "mapping": ({"input": x}, None),
         "forward": ({"x": x}, lambda model, batch: model(batch["x"])),
     }[kind]
-    assert output_signals(model, data, forward=forward) == expected
+    assert measure(model, data, forward=forward).layers == expected
 
 
 class Noisy(nn.Module):
@@ -136,16 +136,16 @@ def test_afterwards_everything_is_as_before(training, fail):
     before = everything(model)
     if fail:
         with pytest.raises(KeyError, match="of the model's own"):
-            output_signals(model, x)
+            measure(model, x)
     else:
-        assert len(output_signals(model, x)) == 2
+        assert len(measure(model, x)) == 2
     assert everything(model) == before
 
 
 def test_dropout_is_not_measured():
     model = nn.Sequential(nn.Dropout(0.9), nn.Linear(64, 8)).train()
     x = torch.randn(100, 64)
-    assert output_signals(model, x) == output_signals(model.eval(), x)
+    assert measure(model, x).layers == measure(model.eval(), x).layers
 
 
 def test_batch_norm_uses_the_batch_as_training_will():
@@ -153,16 +153,16 @@ def test_batch_norm_uses_the_batch_as_training_will():
     model = nn.Sequential(norm, nn.Linear(8, 8)).eval()
     assert norm.running_var is not None
     norm.running_var.fill_(1e4)
-    (signal,) = output_signals(model, 50 * torch.randn(1000, 8))
+    (signal,) = measure(model, 50 * torch.randn(1000, 8))
     assert 0.3 < signal.sample_std < 1
 
 
 def test_nothing_linear_nothing_measured():
-    assert output_signals(nn.LayerNorm(4), torch.randn(2, 4)) == ()
+    assert measure(nn.LayerNorm(4), torch.randn(2, 4)).layers == ()
 
 
 def test_errors():
     with pytest.raises(ModelError, match=r"must be a torch\.nn\.Module; got function"):
-        output_signals(lambda x: x, torch.randn(2, 4))
+        measure(lambda x: x, torch.randn(2, 4))
     with pytest.raises(DataError, match="NaN or infinity"):
-        output_signals(nn.Linear(4, 4), torch.full((2, 4), float("nan")))
+        measure(nn.Linear(4, 4), torch.full((2, 4), float("nan")))

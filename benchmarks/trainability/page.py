@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from goodinit.paper.files import read_lines, write_whole
+from goodinit.files import write_whole
+from goodinit.paper.files import read_lines
 from trainability.contestants import CONTESTANTS
 from trainability.protocol import GRID, SEEDS, plan
 from trainability.runner import sessions_of

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from goodinit import init_, lsuv_
 from goodinit.auto import similarity
-from goodinit.paper.files import read_lines, write_whole
+from goodinit.files import write_whole
+from goodinit.paper.files import read_lines
 from goodinit.paper.provenance import commit, machine, versions
 from trainability.nets import perceptron
 from trainability.pictures import save

@@ -10,8 +10,10 @@ from goodinit.errors import (
 )
 from goodinit.lsuv import lsuv_
 from goodinit.orthonormal import orthonormal_
+from goodinit.propagation import measure
 from goodinit.report import Record, Report
 from goodinit.schemes import init_
+from goodinit.signals import Signal
 
 __version__ = "0.1.0"
 
@@ -24,7 +26,9 @@ __all__ = [
     "OptionError",
     "Record",
     "Report",
+    "Signal",
     "init_",
     "lsuv_",
+    "measure",
     "orthonormal_",
 ]

@@ -50,7 +50,9 @@ def check(automatic: object, ranks: Ranks, *, center: bool, batches: int) -> Non
         OptionError: it is another text; ``center``, several batches or several processes.
     """
     if automatic != "auto":
-        raise OptionError(f"target_std must be a positive number, a mapping from patterns to such, or 'auto'; got {automatic!r}")
+        raise OptionError(
+            f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {automatic!r}"
+        )
     if center:
         raise OptionError("target_std='auto' decides itself whether to centre; leave center= out")
     if batches > 1:

@@ -29,6 +29,8 @@ class Call:
     left_out: tuple[str, ...] = ()
     """What of the batch the model does not take: its labels, mostly."""
     forward: Forward | None = None
+    rest: tuple[Any, ...] = ()
+    """What a loss may be given besides the model's output: what was left out; with ``forward`` the batch itself."""
 
     def __call__(self, model: nn.Module) -> Any:
         """Run it."""
@@ -46,9 +48,9 @@ class Call:
         return (given or "no tensors") + (f"; not given to the model: {', '.join(self.left_out)}" if self.left_out else "")
 
 
-def first_call(model: nn.Module, data: Any, forward: Forward | None = None) -> Call:
+def first_call(model: nn.Module, data: Any, forward: Forward | None = None, *, targets: int = 0) -> Call:
     """The forward pass on the first batch of ``data``: see `Calls`."""
-    return Calls(model, data, forward).first
+    return Calls(model, data, forward, targets=targets).first
 
 
 class Calls:
@@ -60,6 +62,7 @@ class Calls:
     - Labels: a batch of a loader may hold more than the model takes. Of a tuple or list as many items are passed as
       ``model.forward`` has positional parameters without a default (one at least; all for ``*args``), of a mapping
       those that it has parameters for. A tuple passed as ``data`` itself is cut only where it would not fit: then likewise.
+    - Where a loss needs ``targets`` items, ``data`` itself is treated as a loader's batch, and of it at least those are left out.
     - With ``forward``, ``forward(model, data)`` is called with each batch of a DataLoader; all else is handed on as it is, or
       item by item if there are to be several batches.
 
@@ -71,9 +74,20 @@ class Calls:
         OptionError: several batches are asked for, and ``data`` is one.
     """
 
-    def __init__(self, model: nn.Module, data: Any, forward: Forward | None = None, count: int = 1) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        forward: Forward | None = None,
+        count: int = 1,
+        device: torch.device | None = None,
+        *,
+        targets: int = 0,
+    ) -> None:
+        """``device``: where the batches are moved; by default where the model is. ``targets``: see `first_call`."""
         self._count = count
-        self._device = _device(model)
+        self._targets = targets
+        self._device = device or _device(model)
         self._signature = None if forward is not None else _Signature(model)
         self._forward = forward
         self._data = data
@@ -116,13 +130,14 @@ class Calls:
         """``whole``: it is what the caller passed, not an item of it."""
         batch, signature = _to(batch, self._device), self._signature
         if signature is None:
-            return Call((batch,), {}, forward=self._forward)
+            return Call((batch,), {}, forward=self._forward, rest=(batch,))
+        whole = whole and not self._targets
         if whole and isinstance(batch, Mapping):
             return Call((), dict(batch))
         if isinstance(batch, tuple) and whole and signature.fits(len(batch)):
             return Call(batch, {})
         if isinstance(batch, (tuple, list)):
-            return signature.positional(tuple(batch))
+            return signature.positional(tuple(batch), self._targets)
         if isinstance(batch, Mapping):
             return signature.keyword(dict(batch))
         return Call((batch,), {})
@@ -207,10 +222,10 @@ class _Signature:
     def fits(self, count: int) -> bool:
         return self.any_positional or count <= self.most
 
-    def positional(self, batch: tuple[Any, ...]) -> Call:
-        count = len(batch) if self.any_positional else max(1, self.required)
+    def positional(self, batch: tuple[Any, ...], targets: int) -> Call:
+        count = max(1, len(batch) - targets if self.any_positional else self.required)
         left_out = tuple(f"item {i}" for i in range(count, len(batch)))
-        return Call(batch[:count], {}, left_out)
+        return Call(batch[:count], {}, left_out, rest=batch[count:])
 
     def keyword(self, batch: dict[str, Any]) -> Call:
         if self.any_keyword:
@@ -221,7 +236,8 @@ class _Signature:
                 f"the batch is a mapping with the keys {sorted(map(str, batch))}, the model's forward takes "
                 f"{sorted(self.keywords)}; pass forward=lambda model, batch: model(batch[…])"
             )
-        return Call((), taken, tuple(repr(key) for key in batch if key not in taken))
+        rest = {repr(key): value for key, value in batch.items() if key not in taken}
+        return Call((), taken, tuple(rest), rest=tuple(rest.values()))
 
 
 def _check_iterable(data: Any) -> None:

@@ -146,6 +146,12 @@ class Sources(Weights):
         super().__init__(model)
         self._buffers = {storage_of(b) for b in model.buffers()} - {0}
 
+    def arrived(self, tensor: Tensor) -> None:
+        """Note that a tensor of the model's, which was on the meta device, has memory."""
+        super().arrived(tensor)
+        if not isinstance(tensor, nn.Parameter):
+            self._buffers.add(storage_of(tensor))
+
     def find(self, tensor: object) -> Weight | None:
         """The weight that ``tensor`` is, shares memory with, or was computed as."""
         if not isinstance(tensor, Tensor):

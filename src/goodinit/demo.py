@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from goodinit.errors import OptionError, did_you_mean, require
 from goodinit.images import CLASSES, Images, digits, mnist
 from goodinit.lsuv import lsuv_
-from goodinit.plots import demo_figure, short_name, spread
-from goodinit.propagation import Signal, output_signals
+from goodinit.plots import short_name, spread
+from goodinit.propagation import Layer, measure
 from goodinit.report import Report
+from goodinit.training_plots import demo_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ class Setting:
 class Run:
     """One training, from one initialization."""
 
-    signals: tuple[Signal, ...]
+    signals: tuple[Layer, ...]
     """Of every layer before training."""
     report: Report | None
     """What `lsuv_` did, if it was called."""
@@ -128,7 +129,7 @@ class Silence:
     def opening(self, setting: Setting, images: Images, parameters: int) -> None:
         """Both runs are about to start."""
 
-    def initialized(self, signals: tuple[Signal, ...], report: Report | None) -> None:
+    def initialized(self, signals: tuple[Layer, ...], report: Report | None) -> None:
         """A network is about to be trained."""
 
     def training(self, losses: Iterator[float], steps: int) -> Iterator[float]:  # noqa: ARG002 - for those that show progress
@@ -162,7 +163,7 @@ def run_demo(setting: Setting, tell: Silence | None = None) -> Demo:
 
 def _run(model: nn.Module, report: Report | None, setting: Setting, images: Images, tell: Silence) -> Run:
     """Measure, train and test one network."""
-    signals = output_signals(model, images.train[:SAMPLE])
+    signals = measure(model, images.train[:SAMPLE]).layers
     tell.initialized(signals, report)
     began = time.perf_counter()
     order = batches(len(images.train), setting.steps, setting.seed)
@@ -256,7 +257,7 @@ class Story(Silence):
         print(f"  training  SGD, learning rate {setting.learning_rate:g}, momentum {MOMENTUM};")
         print(f"            {setting.steps} steps of {BATCH} images, both times the same in the same order", flush=True)
 
-    def initialized(self, signals: tuple[Signal, ...], report: Report | None) -> None:
+    def initialized(self, signals: tuple[Layer, ...], report: Report | None) -> None:
         """The layers before training."""
         if report is None:
             print("\n1. PyTorch's default initialization\n")
@@ -298,7 +299,7 @@ def picture(demo: Demo) -> Figure:
     return figure
 
 
-def _signal_text(last: Signal) -> str:
+def _signal_text(last: Layer) -> str:
     """What reaches the last layer."""
     if last.sample_std < 1e-3 * last.std:
         return (

@@ -37,6 +37,10 @@ class MissingExtraError(GoodinitError, ImportError):
     """An optional dependency is not installed."""
 
 
+class UnhealthyError(GoodinitError, AssertionError):
+    """The signal through a model has a fault."""
+
+
 class GoodinitWarning(UserWarning):
     """A weight could not be brought to its target; the report has its status."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -24,7 +24,16 @@ class Undo:
     """Copies of the weights from before their first change."""
 
     def __init__(self) -> None:
-        self._saved: dict[int, tuple[Tensor, Tensor]] = {}
+        self._saved: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._more: list[Callable[[], object]] = []
+
+    def also(self, undo: Callable[[], object]) -> None:
+        """Something else to be done when the weights are put back. It may be run again if it was interrupted."""
+        self._more.append(undo)
+
+    def ignore(self, parameter: Tensor) -> None:
+        """Of a weight that held no numbers before there is nothing to put back."""
+        self._saved[id(parameter)] = (parameter, None)
 
     def remember(self, parameter: Tensor) -> None:
         """Copy a weight unless that has been done. Call it before every change."""
@@ -35,7 +44,10 @@ class Undo:
     def restore(self) -> None:
         """Put all copies back. May be run again if it was interrupted."""
         for parameter, copy in self._saved.values():
-            parameter.copy_(copy)
+            if copy is not None:
+                parameter.copy_(copy)
+        for undo in self._more:
+            undo()
 
 
 @contextmanager
@@ -69,9 +81,21 @@ class Randomness:
 
     def generator(self, place: object, device: torch.device) -> torch.Generator:
         """The generator of a weight at a place in the model, on a device: see `goodinit.seeds`."""
+        return self._drawn_seeds().generator(place, _drawn_on(device) if self._given is None else self._given.device)
+
+    def seed(self) -> int:
+        """The number that all matrices follow from; drawn now if none has been needed."""
+        return self._drawn_seeds().base
+
+    def go_on_with(self, seed: int) -> None:
+        """Draw all matrices from the number of an interrupted call; the caller's generator gives one too, as it would have."""
+        self._drawn_seeds()
+        self._seeds = Seeds(seed)
+
+    def _drawn_seeds(self) -> Seeds:
         if self._seeds is None:
             self._seeds = Seeds.drawn_from(self._own if self._given is None else self._given)
-        return self._seeds.generator(place, _drawn_on(device) if self._given is None else self._given.device)
+        return self._seeds
 
     @contextmanager
     def as_global(self, place: object, device: torch.device) -> Iterator[None]:
@@ -91,9 +115,13 @@ class Randomness:
             _global(device).manual_seed((seed + batch) ^ 1)
 
     @contextmanager
-    def preserved(self, model: nn.Module) -> Iterator[None]:
-        """Isolate what runs inside: its seed follows from the generators' state, and it leaves no trace in them."""
-        devices = {_drawn_on(p.device) for p in model.parameters()} | {torch.device("cpu")}
+    def preserved(self, model: nn.Module, target: torch.device | None = None) -> Iterator[None]:
+        """Isolate what runs inside: its seed follows from the generators' state, and it leaves no trace in them.
+
+        ``target``: where tensors on the meta device will get memory.
+        """
+        places = {p.device for p in model.parameters()} | {torch.device("cpu"), target or torch.device("cpu")}
+        devices = {_drawn_on(place) for place in places}
         before = {device: _global(device).get_state() for device in devices}
         given = None if self._given is None else self._given.get_state()
         python, numpy_random = random.getstate(), sys.modules.get("numpy.random")
@@ -141,24 +169,51 @@ def _global(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def restored(model: nn.Module) -> Iterator[None]:
-    """Put flags, buffers and gradients back at the end, whatever happened."""
+def gradients_aside(model: nn.Module) -> Iterator[None]:
+    """Parameters have no gradients inside; afterwards they have those of before, untouched and never copied."""
+    grads = [(p, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _ in grads:
+            parameter.grad = None
+        yield
+    finally:
+        for parameter, grad in grads:
+            parameter.grad = grad
+
+
+@contextmanager
+def without_reduction(model: nn.Module) -> Iterator[None]:
+    """DistributedDataParallel neither waits for gradients nor adds them up over the processes."""
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
+
+
+@contextmanager
+def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
+    """Put flags, buffers and gradients back at the end, whatever happened.
+
+    ``attributes``: and tensors that modules hold as plain attributes; otherwise on failure only.
+    """
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
     every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
     values = [(b, b.detach().clone()) for _, b in every if not isinstance(b, UninitializedBuffer)]
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
-    tensors = [(m, {k: v for k, v in vars(m).items() if isinstance(v, Tensor)}) for m in modules]
+    plain = [(module, dict(vars(module))) for module in modules]
     grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
+    succeeded = False
     try:
         yield
-    except BaseException:
-        for module, attributes in tensors:  # weights that a hook computes into an attribute (torch.nn.utils.weight_norm)
-            vars(module).update(attributes)
-        raise
+        succeeded = True
     finally:
         with torch.no_grad():
+            if attributes or not succeeded:
+                for module, before in plain:
+                    _put_back_tensors(module, before)
             for module, training in flags:
                 module.training = training
             for module, held, transient in buffers:
@@ -169,7 +224,8 @@ def restored(model: nn.Module) -> Iterator[None]:
             for buffer, copy in values:
                 # By value: batch_norm updates its statistics without counting up their version.
                 # Sparse ones cannot be compared.
-                if buffer.layout is not torch.strided or not torch.equal(buffer, copy):
+                # Of one that was on the meta device there is nothing to put back.
+                if not copy.is_meta and (buffer.layout is not torch.strided or not torch.equal(buffer, copy)):
                     buffer.copy_(copy)
             for module in lazy:  # materialized by the forward, which cannot be undone: as if just made
                 if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
@@ -178,6 +234,18 @@ def restored(model: nn.Module) -> Iterator[None]:
                 if grad is not None and grad_copy is not None:
                     grad.copy_(grad_copy)
                 parameter.grad = grad
+
+
+def _put_back_tensors(module: nn.Module, before: dict[str, Any]) -> None:
+    """Attributes that are tensors now or were: what a hook computes (torch.nn.utils.weight_norm), what a forward keeps."""
+    now = vars(module)
+    for name, value in list(now.items()):
+        if isinstance(value, Tensor) and before.get(name) is not value:
+            if name in before:
+                now[name] = before[name]
+            else:
+                del now[name]
+    now.update((name, value) for name, value in before.items() if isinstance(value, Tensor))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ weights is handed over as an `Operation`; the handler's result is what the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -25,6 +25,9 @@ from goodinit.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_m
 
 Handler = Callable[[Operation], Tensor]
 Prepare = Callable[[Operation, str], None]
+Arrive = Callable[[Function, Iterable[object]], None]
+Watch = Callable[[Function, tuple[Any, ...], dict[str, Any], Callable[[], Any]], Any]
+"""Makes a call of anything else, and returns its result."""
 
 
 # Noise that training adds and a measurement should not see: function -> (argument, its position, value that turns it off).
@@ -70,19 +73,32 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
 
     Functional dropout is off. Inside ``handle`` nothing is intercepted. Weights whose operator's output says nothing of
     their scale are handed to ``prepare`` before it runs, with the status that they have for that: ``"recurrent"``,
-    ``"unsupported"``.
+    ``"unsupported"``. All other calls are made by ``watch``.
     """
 
-    def __init__(self, model: nn.Module, handle: Handler, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        handle: Handler,
+        prepare: Prepare | None = None,
+        arrive: Arrive | None = None,
+        *,
+        watch: Watch | None = None,
+    ) -> None:
+        """``arrive``: sees the arguments of every call before it: tensors on the meta device may get memory now."""
         super().__init__()
         self.weights = Sources(model)
         self._handle = handle
         self._prepare = prepare or _ignore
+        self._arrive = arrive
+        self._watch = watch
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self._arrive is not None:
+            self._arrive(func, (*args, *kwargs.values()))
         if func in _NOISE:
             args, kwargs = _without_noise(func, args, kwargs)
         if func is F.multi_head_attention_forward:
@@ -104,7 +120,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
         if func in OPERATORS and transforms.active():
             self._note_unsupported(func, args)
-        out = func(*args, **kwargs)
+        watch = self._watch
+        out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)
         return out
 
@@ -117,7 +134,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     return transforms.unwrapped(operation.linear_part())
 
             bias = operation.bias if operation.bias_weight is not None else None
-            self._handle(replace(operation, linear_part=linear_part, bias=bias, rest=None, out=None))
+            self._handle(replace(operation, linear_part=linear_part, bias=bias, rest=None, out=None, call=None))
         return operation.complete(operation.linear_part())
 
     def _prepare_recurrent(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:

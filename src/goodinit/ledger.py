@@ -31,6 +31,12 @@ class Outcome:
     note: str = ""
     """What could not be done as it was asked for."""
 
+    @classmethod
+    def of_numbers(cls, numbers: list[float]) -> Outcome:
+        """Of a call that was interrupted, from `Ledger.scaled`."""
+        std, factor, alive, scaled = (torch.tensor(number, dtype=torch.float64) for number in numbers)
+        return cls(std, factor, alive != 0, scaled != 0)
+
 
 @dataclass
 class _Entry:
@@ -79,6 +85,17 @@ class Ledger:
         """What weights were multiplied by; waits for the device."""
         given = {key: entry.outcome.factor for key, entry in self._entries.items() if entry.outcome.factor is not None}
         return dict(zip(given, fetched(list(given.values())), strict=True))
+
+    def scaled(self) -> dict[str, list[float]]:
+        """Of the weights that were to be scaled, by their places: std before, factor, whether alive, whether scaled."""
+        found = {}
+        for entry in self._entries.values():
+            o = entry.outcome
+            numbers = [t for t in (o.std_before, o.factor, o.alive, o.scaled) if t is not None]
+            if len(numbers) == 4:
+                found[str(entry.weight.place)] = numbers
+        values = iter(fetched([number for numbers in found.values() for number in numbers]))
+        return {place: [next(values) for _ in numbers] for place, numbers in found.items()}
 
     def place(self, key: Key) -> object:
         """Of a weight in the model."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,11 +24,13 @@ from goodinit.batches import Call, Calls, Forward
 from goodinit.choice import Choice
 from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
-from goodinit.options import Options, PreInit, Targets, Variance, check_model
+from goodinit.meta import Materializer, target_device
+from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
 from goodinit.scaling import Scaling
+from goodinit.shards import Shards, purpose_of
 from goodinit.sweeps import Sweeper, Swept
 from goodinit.weights import Key
 
@@ -48,6 +51,9 @@ def lsuv_(
     batches: int = 1,
     tol: float = 0.01,
     distributed: bool = True,
+    device: torch.device | str | None = None,
+    reset: Reset | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Report:
     """Initialize ``model`` in place so that the output of every linear operator has unit std on ``data``.
 
@@ -73,8 +79,9 @@ def lsuv_(
             without one is left as it is, and the report says so. The std is that of what is left.
         target_mean: what ``center=True`` brings the means to, in units of the target std. At 1 to 2 a ReLU is nearly linear. The
             last operator's, which makes the model's output, becomes 0.
-        pre_init: ``"orthonormal"``; None to keep weights and biases and only scale the weights, so that the output with
-            its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
+        pre_init: ``"orthonormal"``: drawn uniformly; ``"structured"``: orthonormal too, nearly uniform, and for large matrices
+            many times faster, see `goodinit.structured`; None to keep weights and biases and only scale the weights, so that the
+            output with its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
             torch.nn.init, biases zeroed.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
         skip: shell-style patterns of weights to leave as they are. Here and in ``target_std`` a pattern means a weight if
@@ -90,19 +97,27 @@ def lsuv_(
         distributed: where torch.distributed is initialized, whether all processes initialize the model together, each with data
             of its own: they end with the weights that one process would have from all the data, see `goodinit.ranks`. False:
             this process by itself.
+        device: where the tensors of a model that was built on the meta device get memory, each module when the forward reaches
+            it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
+            ``reset_parameters()``, or transformers' ``_init_weights``, has it.
+        reset: called with every such module, to set what these do not.
+        checkpoint: folder that finished weights are written to on the way, as safetensors; if the call is interrupted, the same
+            call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
 
     Returns:
         A `Report` with one record a weight.
 
     Raises:
         DataError: no batch, or NaN or infinity in it.
-        ModelError: not a module, no linear operator reached, weights on the meta device, TorchScript.
+        ModelError: not a module, no linear operator reached, weights on the meta device without ``device``, or with it but
+            without first values; TorchScript.
         OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
-            of data that is one.
+            of data that is one, a ``checkpoint`` of another initialization.
+        SaveError: the disk is full; what the checkpoint held is still there.
         NonFiniteError: NaN or infinity in an operator's output.
         RankError: another process failed, died, or has another model.
         Exception: whatever the model's forward raises, with a note on how far it got.
-        Whatever is raised, KeyboardInterrupt included: the model is exactly as before.
+        BaseException: whatever it is, KeyboardInterrupt included, the model is exactly as before.
 
     Warns:
         GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; fewer batches than
@@ -117,27 +132,31 @@ def lsuv_(
     1.0
     """
     start = time.perf_counter()
-    check_model(model)
     automatic = isinstance(target_std, str)
     targets: Targets = 1.0 if isinstance(target_std, str) else target_std
+    target = target_device(model, device)
+    check_model(model, meta=target is not None)
     options = Options.checked(
         model, targets, pre_init, skip, mode, batches=batches, tol=tol, variance=variance, center=center, target_mean=target_mean
     )
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
+    _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
     ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
     if automatic:
         auto.check(target_std, ranks, center=center, batches=batches)
     if automatic or not options.plain:
-        _refuse_sharded(model)
+        _refuse_parts(model, device=target, checkpoint=checkpoint)
         ranks.careful = not options.plain
     choice: Choice | None = None
-    with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
+    with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
-            calls = Calls(model, data, forward, batches)
+            calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
+        shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
+        memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
-            make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1)
+            make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             if automatic:
                 scaling, choice = auto.choose_(
                     model,
@@ -148,16 +167,11 @@ def lsuv_(
                     begin=randomness.begin_forward,
                 )
             else:
-                scaling = make()
-                try:
-                    _run(model, ranks, calls.first, scaling)
-                except MismatchError:  # a pass in which the processes were not at the same operators
-                    undo.restore()
-                    ranks.careful, scaling = True, make()
-                    _run(model, ranks, calls.first, scaling)
+                scaling = _scaled(model, ranks, calls.first, make, undo, memory)
             with ranks.together():
                 scaling.finish()
             scaling.draw_unused(model)
+            memory.check()
             records = scaling.ledger.records()
             if batches > 1:
                 with ranks.together():
@@ -178,33 +192,67 @@ def lsuv_(
                 f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
             )
         passes = 1 + swept.passes if choice is None else choice.passes
+        memory.finish()
         seconds = time.perf_counter() - start
         report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice)
         _warn(report, batches, swept)
     return report
 
 
-def _refuse_sharded(model: nn.Module) -> None:
-    """What looks at single channels needs them all.
+def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> None:
+    """What looks at single channels, or at a model again, needs all of it in memory.
 
     Raises:
-        OptionError: a process holds but a part of the weights.
+        OptionError: a process holds but a part of the weights, or they are written as they are finished.
     """
     if any(sharded.is_sharded(p) for p in model.parameters()):
         raise OptionError(
             "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, "
             "tensor parallelism). Initialize before fully_shard or parallelize_module"
         )
+    if device is not None or checkpoint is not None:
+        raise OptionError(
+            "center=, variance= and target_std='auto' need a model in memory, and write no checkpoint: give it memory first "
+            "(model.to_empty(device=…)), and leave device= and checkpoint= out"
+        )
 
 
-def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling) -> None:
+def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: object) -> None:
+    if ranks.size > 1 and (device is not None or checkpoint is not None):
+        raise OptionError(
+            f"models on the meta device and checkpoints are for one process; there are {ranks.size}: give the model memory first "
+            "(model.to_empty), or let process 0 initialize it with distributed=False"
+        )
+    if batches > 1 and checkpoint is not None:
+        raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
+
+
+def _scaled(  # noqa: PLR0917 - all of them are `lsuv_`'s
+    model: nn.Module, ranks: Ranks, call: Call, make: Callable[[], Scaling], undo: guard.Undo, memory: Materializer
+) -> Scaling:
+    """What scaled in the pass: a second one where the processes were not at the same operators."""
+    scaling = make()
+    memory.begin(scaling)
+    try:
+        _run(model, ranks, call, scaling, memory)
+    except MismatchError:
+        undo.restore()
+        ranks.careful, scaling = True, make()
+        _run(model, ranks, call, scaling)
+    memory.rest()
+    return scaling
+
+
+def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: Materializer | None = None) -> None:
     """One forward pass, in which weights are scaled: with all other processes, whatever becomes of it in this one."""
     sharded.reshard(model)
     ranks.begin()
     failure: BaseException | None = None
     try:
-        with scaling.explained(call), intercept(model, scaling, scaling.prepare) as seen:
+        with scaling.explained(call), intercept(model, scaling, scaling.prepare, memory or None) as seen:
             scaling.weights = seen.weights
+            if memory:
+                memory.weights = seen.weights
             call(model)
     except BaseException as error:
         failure = error

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Elements read at once. On a CPU a chunk and its centred copy should stay in the cache of a core;
-# a GPU wants few, large kernels.
-_CHUNK_CPU = 1 << 17
+CHUNK_CPU = 1 << 17
+"""Elements read at once on a CPU, where a chunk and its centred copy should stay in the cache of a core."""
+# A GPU wants few, large kernels.
 _CHUNK_GPU = 1 << 24
 # The shift is the mean of so many elements: any number near the mean will do.
 _SHIFT_FROM = 4096
@@ -62,7 +62,7 @@ def _shifted_sums(z: Tensor, work: torch.dtype) -> tuple[list[int], Tensor]:
     """Sizes of the chunks; and the shift, then each chunk's sum and sum of squares after subtraction of it."""
     counts: list[int] = []
     sums: list[Tensor] = []
-    for chunk in _chunks(z, _CHUNK_CPU if z.device.type == "cpu" else _CHUNK_GPU):
+    for chunk in chunks(z, CHUNK_CPU if z.device.type == "cpu" else _CHUNK_GPU):
         if not counts:  # the first chunk is the largest
             buffer = torch.empty(chunk.numel(), dtype=work, device=z.device)
             shift = chunk[:_SHIFT_FROM].mean(dtype=work)
@@ -77,7 +77,7 @@ def _shifted_sums(z: Tensor, work: torch.dtype) -> tuple[list[int], Tensor]:
     return counts, torch.stack(sums)
 
 
-def _chunks(z: Tensor, size: int) -> Iterator[Tensor]:
+def chunks(z: Tensor, size: int) -> Iterator[Tensor]:
     """``z`` as 1-d tensors of at most ``size`` elements where its layout allows (any order), else copied row by row."""
     flat = _flat(z)
     if flat is not None:

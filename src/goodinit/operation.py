@@ -12,7 +12,7 @@ from torch import Tensor
 
 from goodinit import sharded
 from goodinit.errors import ModelError
-from goodinit.orthonormal import orthonormal_
+from goodinit.orthonormal import Method, orthonormal_
 from goodinit.weights import Weight, Weights
 
 
@@ -24,15 +24,16 @@ class Layout(NamedTuple):
     batch: tuple[int, ...] = ()
     groups: int = 1
 
-    def draw_(self, weight: Tensor, generator: torch.Generator | None) -> None:
+    def draw_(self, weight: Tensor, generator: torch.Generator | None, method: Method = "haar") -> None:
         """Fill the weight with orthonormal matrices of this layout."""
         ordered = weight.permute(*self.batch, *self.rows, *self.columns)
         if len(self.rows) == 1 and self.columns:
-            orthonormal_(ordered, groups=self.groups, batch_dims=len(self.batch), generator=generator)
+            orthonormal_(ordered, groups=self.groups, batch_dims=len(self.batch), method=method, generator=generator)
             return
         count, rows, columns = (math.prod(weight.shape[i] for i in axes) for axes in (self.batch, self.rows, self.columns))
         fresh = torch.empty(count, rows, columns, dtype=weight.dtype, device=weight.device)
-        ordered.copy_(orthonormal_(fresh, groups=self.groups, batch_dims=1, generator=generator).view(ordered.shape))
+        orthonormal_(fresh, groups=self.groups, batch_dims=1, method=method, generator=generator)
+        ordered.copy_(fresh.view(ordered.shape))
 
     def matrices(self, weight: Tensor) -> Iterator[Tensor]:
         """The weight's matrices as views of shape (out, in…), the convention of torch.nn.init; groups are not told apart."""
@@ -137,11 +138,17 @@ class Operation:
     """Where the caller wants the output to be written (``out=``, ``addmm_``)."""
     kept_gate: int | None = None
     """The gate of a recurrent layer whose bias is left as it is."""
+    call: Callable[[], Tensor] | None = None
+    """The operator as the model called it: the whole output."""
 
     def __str__(self) -> str:
         given = " and ".join(map(str, self.data_shapes))
         weight = f"the weight {self.weight.name!r} of shape {tuple(self.weight.tensor.shape)}"
         return f"{self.kind} with {weight} on input of shape {given}"
+
+    def output(self) -> Tensor:
+        """The whole output with the weight as it is."""
+        return self.complete(self.linear_part()) if self.call is None else self.call()
 
     def complete(self, z: Tensor) -> Tensor:
         """The operator's output from its part z, which may be overwritten unless autograd needs it."""

@@ -272,6 +272,13 @@ def _bind(names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) 
 
 def find_operation(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> Operation | None:
     """The call as an operation on one of the weights, or None if it is not linear in exactly one of them."""
+    operation = _operation(function, args, kwargs, weights)
+    if operation is not None:
+        operation.call = lambda: function(*args, **kwargs)
+    return operation
+
+
+def _operation(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> Operation | None:
     if function is torch.einsum:
         return _einsum(function, {"equation": args[0], "operands": args[1:]}, weights)
     known = OPERATORS.get(function) or _BY_NAME.get(_full_name(function))

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.weights import Weight, matches
 
-PreInit = Literal["orthonormal"] | Callable[[Tensor], object] | None
+PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]
 Variance = Literal["all", "samples", "channels"]
 VARIANCES = ("all", "samples", "channels")
+Reset = Callable[[nn.Module], object]
+"""Gives the tensors of a module, but not of those inside it, their first values."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,12 @@ class Options:
         for value in targets.values():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
                 raise OptionError(
-                    f"target_std must be a positive number, a mapping from patterns to such, or 'auto'; got {value!r}"
+                    f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {value!r}"
                 )
-        if not (pre_init is None or pre_init == "orthonormal" or callable(pre_init)):
-            raise OptionError(f"pre_init must be 'orthonormal', None or a function that fills a tensor; got {pre_init!r}")
+        if not (pre_init is None or pre_init in ("orthonormal", "structured") or callable(pre_init)):
+            raise OptionError(
+                f"pre_init must be 'orthonormal', 'structured', None or a function that fills a tensor; got {pre_init!r}"
+            )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)
         return cls(target_std, pre_init, skip, variance, center, float(target_mean))
@@ -115,8 +119,8 @@ def _check_measure(variance: str, center: object, mean: object, batches: int) ->
         raise OptionError(f"{asked} measures one batch; got batches={batches}. A larger batch does the same")
 
 
-def check_model(model: object) -> None:
-    """Refuse what no forward pass could initialize.
+def check_model(model: object, *, meta: bool = False) -> None:
+    """Refuse what no forward pass could initialize; ``meta``: whether weights may be on the meta device.
 
     Raises:
         ModelError: not a module, no parameters, TorchScript, or weights on the meta device.
@@ -131,11 +135,11 @@ def check_model(model: object) -> None:
         )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to initialize")
-    meta = [name for name, p in model.named_parameters() if p.is_meta]
-    if meta:
+    without = [name for name, p in model.named_parameters() if p.is_meta]
+    if without and not meta:
         raise ModelError(
-            f"{len(meta)} parameters are on the meta device and hold no numbers, {meta[0]!r} the first; "
-            "give them storage first: model.to_empty(device='cpu')"
+            f"{len(without)} parameters are on the meta device and hold no numbers, {without[0]!r} the first; lsuv_(model, data, "
+            "device='cpu') gives them memory as it goes, model.to_empty(device='cpu') does at once"
         )
 
 

@@ -1,58 +1,212 @@
 """Pictures. Every function takes an axis to draw on, or makes a figure of its own, and returns (figure, axis).
 
 Figures are made without pyplot, so that neither its backend nor its list of open figures changes: save them with
-``fig.savefig(path)``, or pass ``ax=plt.gca()`` to draw into a figure of pyplot's.
+``fig.savefig(path)``, or pass ``ax=plt.gca()`` to draw into a figure of pyplot's. Colours follow the ground, light or dark.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from goodinit.errors import OptionError, require
-from goodinit.propagation import Signal
-from goodinit.weights import parameter_name
+from goodinit.canvas import (
+    COLOURS,
+    LABELS,
+    MARKERS,
+    Theme,
+    check_picture_path,
+    colours,
+    is_dark,
+    label_layers,
+    muted,
+    new_axes,
+    new_figure,
+    picture_formats,
+    short_name,
+    spread,
+    themed,
+)
+from goodinit.layer import HEALTHY_UPDATES, Layer
+from goodinit.report import Report
+from goodinit.ridges import plot_ridges
+from goodinit.signals import Signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-# Vermillion, blue, green, purple, orange, sky blue of Okabe and Ito's palette: told apart with any kind of colour vision.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vP"
-_MOST_TICKS = 12
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "check_picture_path",
+    "new_figure",
+    "picture_formats",
+    "plot_gradients",
+    "plot_ridges",
+    "plot_signal",
+    "plot_stds",
+    "plot_updates",
+    "short_name",
+    "spread",
+]
+
+Stds = Mapping[str, float] | Signal | Report
+_DASHES = (0, (2, 1.5))
+# Of a logarithmic axis, top to bottom.
+_LEAST_RANGE = 100.0
+# Characters in a line above a figure.
+_TITLE = 130
+
+
+def plot_signal(
+    before: Signal,
+    after: Signal | None = None,
+    *,
+    lr: float | None = None,
+    labels: tuple[str, str] = LABELS,
+    title: str | None = None,
+    theme: Theme = None,
+) -> tuple[Figure, tuple[Axes, ...]]:
+    """Draw a signal, or two, in one figure: stds and histograms; with a loss gradients and relative updates too.
+
+    Args:
+        before: what `goodinit.measure` found.
+        after: another one, of the same model later or of another run.
+        lr: for the relative updates; by default the signal's own, or 0.01.
+        labels: of the two.
+        title: above all; by default the first lines of the verdicts.
+        theme: ``"light"`` or ``"dark"``; None for matplotlib's own style.
+    """
+    last = before if after is None else after
+    has_gradients = any(layer.grad_std is not None for layer in last)
+    with themed(theme):
+        figure = new_figure(11, 7.6 if has_gradients else 4.2)
+        axes = tuple(figure.subplots(2 if has_gradients else 1, 2).flat)
+        plot_stds(before, after, labels=labels, ax=axes[0])
+        plot_ridges(before, after, labels=labels, ax=axes[1])
+        if has_gradients:
+            plot_gradients(before, after, labels=labels, ax=axes[2])
+            plot_updates(before, after, lr=lr, labels=labels, ax=axes[3])
+        figure.suptitle(_title(before, after, labels) if title is None else title, fontsize="medium")
+    return figure, axes
 
 
 def plot_stds(
-    before: Mapping[str, float],
-    after: Mapping[str, float],
+    before: Stds,
+    after: Stds | None = None,
     *,
     target: float = 1.0,
-    labels: tuple[str, str] = ("before", "after"),
+    labels: tuple[str, str] = LABELS,
     ax: Axes | None = None,
 ) -> tuple[Figure | SubFigure, Axes]:
-    """Draw the std of every layer's output before and after an initialization, on a logarithmic axis.
+    """Draw the std of every layer's output on a logarithmic axis, of one network or before and after an initialization.
 
     A straight line that falls or rises is a signal that shrinks or grows by a factor a layer; enough layers leave nothing of it.
-    After LSUV the line lies on the target. A std of 0 falls out of the picture at the bottom.
+    After LSUV the line lies on the target. Dashed, of signals: the std between samples; where it leaves the line, the outputs
+    become alike for all samples. A std of 0 falls out of the picture at the bottom.
 
     Args:
-        before: std by layer, in the order in which the layers run.
-        after: the same.
+        before: a signal; or stds by layer in the order in which the layers run; or a report, which has both.
+        after: a signal or stds.
         target: drawn as a thin line.
-        labels: of the two curves.
+        labels: of the two.
         ax: where to draw; a figure of its own by default.
     """
-    ax = ax or _new_axes()
-    names = list(dict.fromkeys([*before, *after]))
-    place = {name: i for i, name in enumerate(names)}
-    ax.axhline(target, color="0.75", linewidth=1, zorder=0, label=f"target {target:g}")
-    for stds, label, colour, marker in zip((before, after), labels, COLOURS, MARKERS, strict=False):
+    ax = ax or new_axes()
+    ax.axhline(target, color=muted(ax), linewidth=1, zorder=0, label=f"target {target:g}")
+    sides = [_stds(side) for side in (before, after) if side is not None]
+    if isinstance(before, Report) and after is None:
+        sides.insert(0, {record.name: record.std_before for record in before if record.std_before is not None})
+    names = _curves(ax, sides, labels if len(sides) > 1 else ("all elements",))
+    signals = [side for side in (before, after) if isinstance(side, Signal)]
+    for i, signal in enumerate(signals):
+        among = {layer.name: layer.sample_std for layer in signal if layer.output_shape[:1] != (1,)}
         ax.plot(
-            [place[name] for name in stds],
-            list(stds.values()),
+            _places(names, among),
+            _finite(among.values()),
+            color=colours(ax)[i],
+            linestyle=_DASHES,
+            linewidth=1.5,
+            label="between samples" if i == 0 else None,
+        )
+    return _finished(ax, names, "std of the output")
+
+
+def plot_gradients(
+    before: Signal, after: Signal | None = None, *, labels: tuple[str, str] = LABELS, ax: Axes | None = None
+) -> tuple[Figure | SubFigure, Axes]:
+    """Draw the norm of the gradient at every layer's output, on a logarithmic axis. Needs signals measured with a loss.
+
+    The gradient runs from right to left. A line that falls on its way to the left is a gradient that vanishes, one that rises
+    there is one that explodes; level is healthy.
+    """
+    ax = ax or new_axes()
+    return _finished(ax, _numbers(ax, (before, after), labels, lambda layer: layer.grad_norm), "norm of the gradient")
+
+
+def plot_updates(
+    before: Signal,
+    after: Signal | None = None,
+    *,
+    lr: float | None = None,
+    labels: tuple[str, str] = LABELS,
+    ax: Axes | None = None,
+) -> tuple[Figure | SubFigure, Axes]:
+    """Draw by what share of itself the first step of SGD changes every weight, and the band in which networks converge.
+
+    The quantity of the paper's Figure 1: 0.1 % to 1 %. Weights far apart from each other do not train at one learning rate. Needs
+    signals measured with a loss.
+
+    Args:
+        before: a signal.
+        after: another one.
+        lr: the learning rate; by default the signal's own, or 0.01.
+        labels: of the two.
+        ax: where to draw; a figure of its own by default.
+    """
+    ax = ax or new_axes()
+    rate = lr or before.lr or 0.01
+    ax.axhspan(
+        *HEALTHY_UPDATES,
+        color=colours(ax)[2],
+        alpha=0.35 if is_dark(ax) else 0.2,
+        linewidth=0,
+        zorder=0,
+        label="healthy: 0.1 % to 1 %",
+    )
+    names = _numbers(ax, (before, after), labels, lambda layer: layer.relative_update(rate))
+    return _finished(ax, names, f"relative update at lr={rate:g}")
+
+
+def _stds(side: Stds) -> dict[str, float]:
+    if isinstance(side, Signal):
+        return {layer.name: layer.std for layer in side}
+    if isinstance(side, Report):
+        return {record.name: record.std_after for record in side if record.std_after is not None}
+    return dict(side)
+
+
+def _numbers(
+    ax: Axes, signals: Sequence[Signal | None], labels: Sequence[str], number: Callable[[Layer], float | None]
+) -> list[str]:
+    """A curve of each signal; the names of its layers."""
+    sides = [
+        {layer.name: value for layer in signal if (value := number(layer)) is not None}
+        for signal in signals
+        if signal is not None
+    ]
+    return _curves(ax, sides, labels if len(sides) > 1 else (None,))
+
+
+def _curves(ax: Axes, sides: Sequence[Mapping[str, float]], labels: Sequence[str | None]) -> list[str]:
+    """A line each over the layers' places, on a logarithmic axis; the layers' names."""
+    names = list(dict.fromkeys(name for side in sides for name in side))
+    for side, label, colour, marker in zip(sides, labels, colours(ax), MARKERS, strict=False):
+        ax.plot(
+            _places(names, side),
+            _finite(side.values()),
             color=colour,
             marker=marker,
             markersize=4,
@@ -61,157 +215,34 @@ def plot_stds(
             label=label,
         )
     ax.set_yscale("log", nonpositive="clip")
-    _label_layers(ax, names)
-    ax.set_ylabel("std of the output")
-    ax.legend(frameon=False)
+    return names
+
+
+def _finished(ax: Axes, names: Sequence[str], what: str) -> tuple[Figure | SubFigure, Axes]:
+    """With names under it, a legend if there is anything to tell apart, and a range in which what is level looks level."""
+    low, high = ax.get_ylim()
+    if 0 < low < high < _LEAST_RANGE * low:
+        middle = math.sqrt(low * high)
+        ax.set_ylim(middle / math.sqrt(_LEAST_RANGE), middle * math.sqrt(_LEAST_RANGE))
+    label_layers(ax, names)
+    ax.set_ylabel(what)
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(frameon=False, fontsize="small")
     return ax.figure, ax
 
 
-def plot_losses(curves: Mapping[str, Sequence[float]], *, ax: Axes | None = None) -> tuple[Figure | SubFigure, Axes]:
-    """Draw training losses by step: smoothed over a twentieth of all steps as a line, and as they are faintly behind it.
-
-    Args:
-        curves: losses by label.
-        ax: where to draw; a figure of its own by default.
-    """
-    ax = ax or _new_axes()
-    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - needs the extra
-
-    for i, (label, losses) in enumerate(curves.items()):
-        steps, colour = range(1, len(losses) + 1), COLOURS[i % len(COLOURS)]
-        ax.plot(steps, losses, color=colour, linewidth=0.8, alpha=0.3)
-        ax.plot(
-            steps,
-            running_mean(losses, max(1, len(losses) // 20)),
-            color=colour,
-            marker=MARKERS[i % len(MARKERS)],
-            markersize=5,
-            markevery=max(1, len(losses) // 8),
-            linewidth=1.8,
-            label=label,
-        )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("training step")
-    ax.set_ylabel("loss")
-    ax.legend(frameon=False)
-    return ax.figure, ax
+def _places(names: Sequence[str], side: Mapping[str, float]) -> list[int]:
+    place = {name: i for i, name in enumerate(names)}
+    return [place[name] for name in side]
 
 
-def demo_figure(
-    default: Sequence[Signal], lsuv: Sequence[Signal], losses: Mapping[str, Sequence[float]], *, title: str, guessing: float
-) -> tuple[Figure, tuple[Axes, Axes]]:
-    """Draw what the initialization does to a network: its signals before training, and its training losses.
-
-    Args:
-        default: measured before `goodinit.lsuv_`.
-        lsuv: measured after it.
-        losses: by label, the default's first.
-        title: above both pictures.
-        guessing: the loss of guessing, drawn as a thin line.
-    """
-    figure = new_figure(11, 4.4)
-    left, right = figure.subplots(1, 2)
-    labels = [f"{label}, all elements" for label in losses]
-    plot_stds({s.name: s.std for s in default}, {s.name: s.std for s in lsuv}, labels=(labels[0], labels[1]), ax=left)
-    for signals, label, colour in zip((default, lsuv), losses, COLOURS, strict=False):
-        left.plot(
-            [s.sample_std for s in signals],
-            color=colour,
-            linestyle=(0, (2, 1.5)),
-            linewidth=1.5,
-            label=f"{label}, between images",
-        )
-    left.set_title("Before training: std of each layer's output", fontsize="medium")
-    left.legend(frameon=False, fontsize="small")
-    right.axhline(guessing, color="0.75", linewidth=1, zorder=0, label=f"guessing: {guessing:.2f}")
-    plot_losses(losses, ax=right)
-    right.set_ylim(bottom=0)
-    right.set_title("Training loss", fontsize="medium")
-    figure.suptitle(title)
-    return figure, (left, right)
+def _finite(values: Iterable[float]) -> list[float]:
+    """Infinity leaves a gap, as NaN does."""
+    return [value if math.isfinite(value) else math.nan for value in values]
 
 
-def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and its neighbours, ``window`` values in all or, near the ends, those that there are."""
-    before = (window - 1) // 2
-    parts = (values[max(0, i - before) : i - before + window] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]
-
-
-def picture_formats() -> dict[str, str]:
-    """Suffixes that a figure can be saved with, and what they mean.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    require("matplotlib", extra="plot")
-    from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415 - needs the extra
-
-    return dict(FigureCanvasBase.get_supported_filetypes())
-
-
-def check_picture_path(path: Path) -> None:
-    """Refuse a path that no picture could be saved at: before the work whose result it should show, not after.
-
-    Raises:
-        OptionError: an unknown format, no such folder, no permission.
-        MissingExtraError: matplotlib is not installed.
-    """
-    formats = picture_formats()
-    if path.is_dir():
-        raise OptionError(
-            f"a picture cannot be saved as {str(path)!r}, which is a folder; name a file in it, {str(path / 'goodinit.png')!r}"
-        )
-    if path.suffix.lower().lstrip(".") not in formats:
-        raise OptionError(
-            f"a picture cannot be saved as {str(path)!r}: its name should end in .png, or in one of {', '.join(formats)}"
-        )
-    is_new = not path.exists()
-    try:
-        with path.open("ab"):  # asks the file system itself, and leaves a picture that is there as it is
-            pass
-    except OSError as error:
-        raise OptionError(
-            f"a picture cannot be saved as {str(path)!r}: {error.strerror}; name a file in a folder that you can write to"
-        ) from error
-    if is_new:
-        path.unlink()
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of a size in inches, without pyplot."""
-    require("matplotlib", extra="plot")
-    from matplotlib.figure import Figure  # noqa: PLC0415 - needs the extra
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _new_axes() -> Axes:
-    return new_figure(6, 4).add_subplot()
-
-
-def _label_layers(ax: Axes, names: Sequence[str]) -> None:
-    """Names under the axis, as many as stay readable, evenly spaced; the last one always."""
-    last, step = len(names) - 1, max(1, math.ceil(len(names) / _MOST_TICKS))
-    shown = [i for i in range(0, len(names), step) if i == last or last - i > step // 2]
-    if names and last not in shown:
-        shown.append(last)
-    labels = [_elided(short_name(names[i])) for i in shown]
-    ax.set_xticks(shown, labels, rotation=45, ha="right", rotation_mode="anchor", fontsize="small")
-
-
-def short_name(name: str) -> str:
-    """``"conv1"`` of ``"conv1.weight"``, ``"attention.in_proj_weight[0:64]"`` as it is."""
-    return parameter_name(name).removesuffix(".weight") + name[len(parameter_name(name)) :]
-
-
-def _elided(name: str) -> str:
-    """A long name without its middle."""
-    return name if len(name) <= 20 else f"{name[:11]}…{name[-8:]}"
-
-
-def spread(count: int, most: int) -> list[int]:
-    """At most ``most`` (2 or more) of the numbers below ``count``, evenly spread, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+def _title(before: Signal, after: Signal | None, labels: Sequence[str]) -> str:
+    """The verdicts' first lines."""
+    verdicts = [signal.verdict.splitlines()[0] for signal in (before, after) if signal is not None]
+    told = verdicts if after is None else [f"{label}: {verdict}" for label, verdict in zip(labels, verdicts, strict=True)]
+    return "\n".join(textwrap.shorten(line, _TITLE, placeholder=" …") for line in told)

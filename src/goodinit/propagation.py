@@ -1,84 +1,109 @@
-"""The signal through a model, measured in one forward pass without changing the model."""
+"""The signal through a model, forward and backward, measured in one pass without changing the model."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from goodinit import guard
-from goodinit.batches import Forward, first_call
+from goodinit import guard, sharded
+from goodinit.batches import Call, Forward, first_call
+from goodinit.errors import OptionError, annotate
 from goodinit.intercept import intercept
-from goodinit.moments import moments
-from goodinit.operation import Operation
+from goodinit.losses import Loss, Objective
+from goodinit.observer import Observer
 from goodinit.options import check_model
+from goodinit.signals import Finding, Layer, Signal
+
+__all__ = ["Finding", "Layer", "Signal", "measure"]
 
 
-@dataclass(frozen=True)
-class Signal:
-    """The output of one weight's operator, bias included, at the weight's first use."""
+def measure(
+    model: nn.Module,
+    data: Any,
+    loss: Loss = None,
+    *,
+    forward: Forward | None = None,
+    lr: float | None = None,
+    mode: Literal["train", "eval"] = "train",
+) -> Signal:
+    """Measure the output of every linear operator on a weight, in the order in which they run; with a loss, its gradients too.
 
-    name: str
-    """Name of the parameter, as in a `goodinit.Report`."""
-    operator: str
-    std: float
-    """Over all elements of the output: samples, channels, positions. What LSUV brings to 1."""
-    sample_std: float
-    """Between samples, the first axis: the root of the variance over samples, averaged over all else. Where it is much smaller
-    than ``std``, the output is nearly the same whatever the input is; what varies in it are biases. 0 for a batch of one."""
-
-
-def output_signals(model: nn.Module, data: Any, *, forward: Forward | None = None) -> tuple[Signal, ...]:
-    """Measure the output of every linear operator on a weight, in the order in which they run.
-
-    The pass runs as in training, but without dropout and gradients; afterwards everything is as before, random number generators
-    included. Where ``sample_std`` shrinks or grows by a factor from layer to layer, a model that is deep enough does not train;
-    where nothing but rounding is left of it at the last layer, this one does not.
+    One forward, and with a loss one backward, as in training but without dropout. Afterwards everything is as before: weights,
+    gradients, flags, buffers, hooks, random number generators. Print the `Signal` and read its verdict:
+    where ``std`` or ``sample_std`` shrinks or grows by a factor from layer to layer, a model that is deep enough does not train;
+    likewise where the gradient does so on its way back.
 
     Args:
         model: any module whose forward runs.
         data: a batch, or where to get one, as for `goodinit.lsuv_`.
+        loss: a function of the model's output, or of output and target: ``torch.nn.functional.cross_entropy``. The target is what
+            the model is not given of the batch: ``measure(model, (x, y), loss=F.cross_entropy)``, or a loader that yields such
+            pairs; with ``forward`` it is the batch. ``"output"`` for a model that returns its loss, itself or as ``.loss``.
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        lr: a learning rate of plain SGD, to judge the size of its updates; they are shown for 0.01 otherwise, and not judged.
+        mode: ``"train"`` or ``"eval"``, as for `goodinit.lsuv_`.
 
     Returns:
-        One `Signal` a weight; of a weight used several times, its first use. Empty if no operator on a weight was reached.
+        A `Signal` with one `goodinit.signals.Layer` a weight; of a weight used several times, its first use.
 
     Raises:
-        DataError: no batch, or NaN or infinity in it.
+        DataError: no batch, NaN or infinity in it, no target for the loss.
         ModelError: not a module, no parameters, weights on the meta device, TorchScript.
+        OptionError: a loss that is no scalar or has no gradient.
+        Exception: whatever the model raises, with a note on how far it got.
+        BaseException: whatever it is, the model is exactly as before.
 
-    >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
-    >>> [round(signal.sample_std, 1) for signal in output_signals(net, torch.randn(1000, 64))]
-    [0.6, 0.3]
+    Examples:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+        >>> [round(layer.sample_std, 1) for layer in measure(net, torch.randn(1000, 64))]
+        [0.6, 0.3]
     """
+    start = time.perf_counter()
     check_model(model)
-    recorder = _Recorder()
-    with guard.Randomness(None).preserved(model), guard.restored(model):
-        call = first_call(model, data, forward)
-        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, "train"), intercept(model, recorder):
-            call(model)
-    return recorder.signals()
+    if mode not in ("train", "eval"):
+        raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
+    if lr is not None and not (isinstance(lr, (int, float)) and 0 < lr < float("inf")):
+        raise OptionError(f"lr must be a positive number; got {lr!r}")
+    objective = Objective.checked(loss)
+    observer = Observer()
+    with guard.Randomness(None).preserved(model), guard.gradients_aside(model), guard.restored(model, attributes=True):
+        call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
+        with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
+            value = _run(model, call, objective, observer)
+        layers = observer.layers()
+    return Signal(layers, value, str(call), lr, time.perf_counter() - start)
 
 
-class _Recorder:
-    """Stands in for every operator on a weight: runs it, and keeps the moments of its output on the output's device."""
+def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> float | None:
+    """The pass; gives the loss."""
+    sharded.reshard(model)
+    try:
+        with guard.without_reduction(model), intercept(model, observer, watch=observer.watch):
+            with _explained(observer, call):
+                output = call(model)
+            if objective is None:
+                return None
+            value = objective.of(output, call)
+            del output
+            with _explained(observer, call):
+                observer.backward(value, model.parameters())
+        return float(value.detach())
+    finally:
+        sharded.reshard(model)
 
-    def __init__(self) -> None:
-        self._first_uses: dict[str, tuple[str, Tensor, Tensor]] = {}
 
-    def __call__(self, operation: Operation) -> Tensor:
-        output = operation.complete(operation.linear_part())
-        for part in operation.parts(output.detach()):
-            if part.z.numel() and part.weight.name not in self._first_uses:  # an expert that no token reached has no output
-                variances = moments(part.z).var, part.z.var(dim=0, correction=0).mean()
-                self._first_uses[part.weight.name] = (operation.kind, *variances)
-        return output
-
-    def signals(self) -> tuple[Signal, ...]:
-        """All measurements as numbers: only now is the device waited for."""
-        return tuple(
-            Signal(name, operator, all_var.item() ** 0.5, sample_var.item() ** 0.5)
-            for name, (operator, all_var, sample_var) in self._first_uses.items()
-        )
+@contextmanager
+def _explained(observer: Observer, call: Call) -> Iterator[None]:
+    """Say of an exception of the model's how far it got."""
+    try:
+        yield
+    except Exception as error:
+        doing = observer.current
+        at = f"in {doing}" if doing else f"after {len(observer.done)} operators on weights, outside of any"
+        annotate(error, f"goodinit.measure: raised {at}; the model was given {call}. Nothing was changed.")
+        raise

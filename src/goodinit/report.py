@@ -6,9 +6,13 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from goodinit.signals import Signal
 
 from goodinit.choice import Choice
 
@@ -125,11 +129,8 @@ class Report:
         return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
 
     def __str__(self) -> str:
-        rows = [_COLUMNS, *(_cells(r) for r in self.records)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-        lines = [_line(row, widths) for row in rows]
-        lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, self.summary(), *([] if self.choice is None else [str(self.choice)])])
+        parts = [table(_COLUMNS, map(_cells, self.records), right=_RIGHT), self.summary()]
+        return "\n".join([*parts, *([] if self.choice is None else [str(self.choice)])])
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -146,29 +147,46 @@ class Report:
 
     def show(self) -> None:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
-        if sys.stdout.isatty():
-            try:
-                import rich  # noqa: PLC0415 - an extra
-            except ModuleNotFoundError:
-                pass
-            else:
-                rich.print(self)
-                return
-        print(self)  # noqa: T201 - its purpose
+        printed(self)
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        before: Signal | None = None,
+        after: Signal | None = None,
+        title: str = "",
+        lr: float | None = None,
+    ) -> Path:
+        """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
+
+        Args:
+            path: of the file, whose name ends in ``.html``.
+            before: what `goodinit.measure` found before the initialization.
+            after: what it found after it.
+            title: of the page.
+            lr: learning rate for the relative updates; by default that for which ``after`` or ``before`` was measured, or 0.01.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: the path is a folder, does not end in .html, or cannot be written to; lr is not positive.
+            SaveError: the disk is full; what was there before is as it was.
+            MissingExtraError: Jinja2 is not installed.
+        """
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a report does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
+
+        return save_page(path, Sources(self, before, after, lr=lr), title=title)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""
-        from rich import box  # noqa: PLC0415 - an extra; only rich calls this
-        from rich.console import Group  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
+        from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
-        for i, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="right" if i in _RIGHT else "left", no_wrap=i != 0)
-        for record in self.records:
-            style = None if record.status in ("scaled", "shared", "drawn") else "dim" if record.ok else "bold red"
-            table.add_row(*_cells(record), style=style)
-        return Group(table, self.summary(), *([] if self.choice is None else [str(self.choice)]))
+        styles = [None if r.status in ("scaled", "shared", "drawn") else "dim" if r.ok else "bold red" for r in self.records]
+        below = [self.summary(), *([] if self.choice is None else [str(self.choice)])]
+        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), *below)
 
 
 _COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
@@ -177,31 +195,71 @@ _RIGHT = frozenset({3, 4, 5})
 
 def _cells(record: Record) -> tuple[str, ...]:
     shape = "x".join(map(str, record.shape))
-    status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
-    status += f"; {record.note}" if record.note else ""
     return (
         record.name,
         record.operator,
         shape,
-        _number(record.std_before),
-        _number(record.std_after),
-        _number(record.factor),
-        status,
+        number(record.std_before),
+        number(record.std_after),
+        number(record.factor),
+        status_of(record),
     )
+
+
+def status_of(record: Record) -> str:
+    """Of a weight that is used several times with its uses; and what could not be done."""
+    status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
+    return f"{status}; {record.note}" if record.note else status
 
 
 def _span(values: Iterable[float]) -> str:
     low, high = min(values := list(values)), max(values)
-    return f"{_number(low)} to {_number(high)}"
+    return f"{number(low)} to {number(high)}"
 
 
-def _number(value: float | None) -> str:
-    """Three decimals, or scientific where that would hide the value."""
+def number(value: float | None) -> str:
+    """Three decimals, or scientific where that would hide the value; a dash for None."""
     if value is None:
         return "-"
     return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e4 or math.isnan(value) else f"{value:.1e}"
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = (cell.rjust(w) if i in _RIGHT else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> str:
+    """Cells in columns that line up, those with a number in ``right`` to the right."""
+    lines = [head, *rows]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
+    text = [_line(row, widths, right) for row in lines]
+    return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def rich_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = (), styles: Iterable[str | None]
+) -> Any:
+    """The same for rich's console, each row in its style."""
+    from rich import box  # noqa: PLC0415 - an extra
+    from rich.table import Table  # noqa: PLC0415
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
+    for i, column in enumerate(head):
+        made.add_column(column, justify="right" if i in right else "left", no_wrap=i != 0, overflow="fold")
+    for row, style in zip(rows, styles, strict=True):
+        made.add_row(*row, style=style)
+    return made
+
+
+def printed(shown: object) -> None:
+    """Print it: with rich where standard output is a terminal and rich is installed, plain otherwise."""
+    if sys.stdout.isatty():
+        try:
+            import rich  # noqa: PLC0415 - an extra
+        except ModuleNotFoundError:
+            pass
+        else:
+            rich.print(shown)
+            return
+    print(shown)  # noqa: T201 - its purpose
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Container[int]) -> str:
+    cells = (cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
     return "  ".join(cells).rstrip()

@@ -21,8 +21,10 @@ from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
+from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of
 from goodinit.ranks import Ranks
+from goodinit.shards import Progress, Shards
 from goodinit.weights import Covered, Key
 
 
@@ -64,15 +66,20 @@ class Scaling:
         prints: bool = False,
         goals: Mapping[Key, float] | None = None,
         drawn: Drawn | None = None,
+        shards: Shards | None = None,
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
-        nothing is drawn any more. ``drawn``: what an earlier pass drew.
+        nothing is drawn any more. ``drawn``: what an earlier pass drew. ``shards``: where finished weights are written to, and
+        what an interrupted call left there.
         """
         self.ledger = Ledger()
         self.prints: dict[Key, Tensor] = {}
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
         self._prints_wanted = prints
         self._goals = goals
+        self._shards = shards
+        self._known = Progress() if shards is None or goals is not None else shards.known
+        self._places_drawn = set(self._known.drawn)
         self.weights: Sources | None = None
         """Of the model, once a pass has begun."""
         self._ranks = ranks
@@ -108,6 +115,8 @@ class Scaling:
             output = operation.complete(self._run(operation))
         self._done.append(operation.kind)
         self._current = None
+        if self._shards is not None:
+            self._shards.flush_if_full()
         return output
 
     def _run(self, operation: Operation) -> Tensor:
@@ -136,6 +145,8 @@ class Scaling:
                 self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(rule.std(found)))
             elif self._goals is not None and part.weight.key not in self._goals:
                 self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(rule.std(found)))
+            elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
+                self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
                 found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
                 self._scale(operation.kind, part, found, rule)
@@ -179,6 +190,10 @@ class Scaling:
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
         self._drawn.keys.add(operation.weight.key)
+        place = str(operation.weight.place)
+        if place in self._places_drawn:  # by an interrupted call
+            return
+        self._places_drawn.add(place)
         for root in operation.weight.roots():
             self._undo.remember(root.held)
         if self._options.pre_init is not None and self._goals is None:
@@ -204,7 +219,8 @@ class Scaling:
                 for matrix in layout.matrices(weight):
                     pre_init(matrix)
         else:
-            layout.draw_(weight, self._randomness.generator(place, weight.device))
+            method: Method = "structured" if pre_init == "structured" else "haar"
+            layout.draw_(weight, self._randomness.generator(place, weight.device), method)
 
     def prepare(self, operation: Operation, status: str) -> None:
         """A weight whose operator's output says nothing of its scale: drawn, not scaled."""
@@ -233,6 +249,10 @@ class Scaling:
                 f"this process's data does not use {self._shunned[0]!r} when that of another process does; center= and variance= "
                 "need data that uses every weight, in the same order, in all processes"
             )
+
+    def progress(self) -> Progress:
+        """What has been finished by now; waits for the device."""
+        return Progress(self._randomness.seed(), sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""

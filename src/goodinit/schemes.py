@@ -96,7 +96,7 @@ def init_(
         ModelError: not a module; no layer of torch's in it and no data to find operators with; a layer whose weight is not to be
             reached without a forward pass.
         Exception: whatever the model's forward raises.
-        Whatever is raised, the model is exactly as before.
+        BaseException: whatever it is, the model is exactly as before.
 
     Source:
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422, section 4.

@@ -15,7 +15,7 @@ class Seeds:
     """Generators for the weights of one initialization, all following from one number."""
 
     def __init__(self, base: int) -> None:
-        self._base = base
+        self.base = base
 
     @classmethod
     def drawn_from(cls, generator: torch.Generator | None) -> Seeds:
@@ -31,5 +31,5 @@ class Seeds:
                 parameter what tells it from others.
             device: where the random numbers are drawn.
         """
-        digest = hashlib.sha256(f"{self._base}/{place}".encode()).digest()
+        digest = hashlib.sha256(f"{self.base}/{place}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)

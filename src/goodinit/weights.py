@@ -146,10 +146,19 @@ class Weights:
             self._by_id[id(parameter)] = (name, parameter)
             if sharded.is_sharded(parameter):
                 self._homes.setdefault(name, parameter)
-            if not isinstance(parameter, UninitializedParameter) and (key := storage_of(parameter)):
-                known = self._by_storage.setdefault(key, [])
-                if all(parameter is not other for _, other in known):
-                    known.append((name, parameter))
+            if not isinstance(parameter, UninitializedParameter):
+                self._store(name, parameter)
+
+    def _store(self, name: str, parameter: Tensor) -> None:
+        if key := storage_of(parameter):
+            known = self._by_storage.setdefault(key, [])
+            if all(parameter is not other for _, other in known):
+                known.append((name, parameter))
+
+    def arrived(self, tensor: Tensor) -> None:
+        """Note that a tensor of the model's, which was on the meta device, has memory."""
+        if (owner := self._by_id.get(id(tensor))) is not None:
+            self._store(*owner)
 
     def find(self, tensor: object) -> Weight | None:
         """The weight that ``tensor`` is or shares memory with; None for anything else (data, activations, buffers)."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from goodinit.errors import GoodinitError
+from goodinit.files import write_whole
 from goodinit.paper.config import Training
-from goodinit.paper.files import write_whole
 
 State = dict[str, Any]
 _FORMAT = 3

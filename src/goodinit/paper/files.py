@@ -1,47 +1,20 @@
-"""Files that are whole, whatever happens: a kill, a power cut, a full disk."""
+"""Files of rows: lines that are whole, whatever happens, and one process at work on a file at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from goodinit.errors import GoodinitError, require
-
-
-class SaveError(GoodinitError, OSError):
-    """A file could not be saved; what was there before is as it was."""
+from goodinit.files import SaveError
 
 
 class BusyError(GoodinitError, RuntimeError):
     """Another process is at work on the same thing."""
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either its old content is there or the new.
-
-    Raises:
-        SaveError: the disk is full, the folder read-only, or the like.
-    """
-    unfinished: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
-            unfinished = file.name
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(unfinished).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(unfinished, path)  # noqa: PTH105 - as atomic as Path.replace, of a name that is a string
-    except OSError as error:
-        raise SaveError(f"cannot save {path.name} in {str(path.parent)!r}: {error.strerror}; {len(content):,} bytes") from error
-    finally:
-        if unfinished is not None:
-            Path(unfinished).unlink(missing_ok=True)
 
 
 def append_line(path: Path, row: dict[str, Any]) -> None:
@@ -90,12 +63,6 @@ def _is_row(text: bytes) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

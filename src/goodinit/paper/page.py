@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from goodinit.files import write_whole
 from goodinit.paper.experiment import Experiment, experiments
 from goodinit.paper.figures import draw
-from goodinit.paper.files import write_whole
 from goodinit.paper.results import Result
 from goodinit.paper.tables import Drift, Filled, Filling, drift, fillings, median_update, times
 

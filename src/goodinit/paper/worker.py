@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from goodinit.errors import GoodinitError, require
+from goodinit.files import write_whole
 from goodinit.paper import timings
 from goodinit.paper.audience import Audience
 from goodinit.paper.checkpoint import Checkpoint
@@ -17,7 +18,7 @@ from goodinit.paper.config import Run, Timing, Training, Walk
 from goodinit.paper.data import ImageSet, load
 from goodinit.paper.decode import Progress
 from goodinit.paper.experiment import Cell
-from goodinit.paper.files import BusyError, locked, write_whole
+from goodinit.paper.files import BusyError, locked
 from goodinit.paper.networks import make_network
 from goodinit.paper.order import Order
 from goodinit.paper.outcome import Observer, Outcome

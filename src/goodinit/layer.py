@@ -1,0 +1,103 @@
+"""What is measured of one layer, and what may be wrong with it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+HEALTHY_UPDATES = (1e-3, 1e-2)
+"""Relative updates with which the paper's networks converge (Figure 1)."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The output of one weight's operator, bias included, at the weight's first use."""
+
+    name: str
+    """Name of the parameter, as in a `goodinit.Report`."""
+    operator: str
+    """``"linear"``, ``"conv2d"``, ``"matmul"``, …"""
+    shape: tuple[int, ...]
+    """Of the weight, as the operator saw it."""
+    mean: float
+    """Over all elements of the output: samples, channels, positions; of a complex output its absolute value."""
+    std: float
+    """Over all elements. What LSUV brings to 1. NaN or infinity if there is NaN or infinity among them."""
+    sample_std: float
+    """Between samples, the first axis: the root of the variance over samples, averaged over all else. Where it is much smaller
+    than ``std``, the output is nearly the same whatever the input is; what varies in it are biases. 0 for a batch of one."""
+    channel_spread: float | None = None
+    """Std of the channels' means, as a share of ``std``: 1 says that an element's channel decides what it is."""
+    effective_rank: float | None = None
+    """exp(entropy of the eigenvalues of the output's covariance, as shares of their sum), as a share of the most that its shape
+    allows."""
+    rank_limit: int | None = None
+    """That most: the channels, or the number of rows (samples and positions) less one that it is taken from, 64 at most."""
+    activation: str | None = None
+    """The elementwise non-linearity that the output goes into, directly or through a normalization; None if none was seen."""
+    normalized: bool = False
+    """Whether the output goes into a normalization layer, before its non-linearity or behind it."""
+    dead: float | None = None
+    """Share of channels for which the non-linearity is flat (slope under 1/1000 of its steepest) at all samples and positions."""
+    saturated: float | None = None
+    """Share of elements where the non-linearity is flat (slope under 1/20 of its steepest), if it is so at both ends (tanh)."""
+    grad_std: float | None = None
+    """Root mean square of dL/d output over all elements; with a loss."""
+    weight_norm: float = math.nan
+    """Frobenius norm."""
+    weight_grad_norm: float | None = None
+    """Frobenius norm of dL/d weight; with a loss."""
+    histogram: tuple[int, ...] | None = None
+    """Of some elements of the output: counts in bins of equal width from mean - 4 std to mean + 4 std."""
+    output_shape: tuple[int, ...] = ()
+    """The first axis counts the samples."""
+    channels: int | None = None
+    """Of the output: its units; None where it has no axis for them."""
+
+    @property
+    def dimensions(self) -> float | None:
+        """How many the output uses: the effective rank as a number."""
+        return None if self.effective_rank is None or self.rank_limit is None else self.effective_rank * self.rank_limit
+
+    @property
+    def grad_norm(self) -> float | None:
+        """Of the gradient at the output, over all of its elements: what stays the same where a layer keeps the signal.
+
+        The std of single elements changes with their number, as where pixels are pooled.
+        """
+        return None if self.grad_std is None else self.grad_std * math.sqrt(math.prod(self.output_shape))
+
+    @property
+    def finite(self) -> bool:
+        """Whether the output holds neither NaN nor infinity."""
+        return math.isfinite(self.std)
+
+    def relative_update(self, lr: float = 0.01) -> float | None:
+        """By what share of itself the first step of SGD without momentum moves the weight: lr * |dL/dW| / |W|.
+
+        The quantity of the paper's Figure 1: from 0.001 to 0.01 networks converge; above that they diverge, below they hardly
+        move. None without a loss.
+        """
+        return None if self.weight_grad_norm is None else _ratio(lr * self.weight_grad_norm, self.weight_norm)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a person can act on."""
+
+    kind: str
+    """``"vanishing"``, ``"exploding"``, …"""
+    layer: str
+    """Name of the weight at which it begins."""
+    text: str
+    """What was seen."""
+    advice: str
+    """What to do about it; whether LSUV mends it."""
+
+    def __str__(self) -> str:
+        return f"{self.text} {self.advice}"
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    """Of two numbers, infinity for a denominator of zero."""
+    return numerator / denominator if denominator else math.inf if numerator else 0.0

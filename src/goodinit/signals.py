@@ -1,0 +1,208 @@
+"""The signal through a model as it was measured: one record a layer, a verdict on them, as table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from goodinit.canvas import Theme
+from goodinit.comparison import Comparison
+from goodinit.errors import UnhealthyError
+from goodinit.layer import Finding, Layer
+from goodinit.report import number, printed, rich_table, table
+from goodinit.units import share
+from goodinit.verdict import findings_of, verdict_on
+
+__all__ = ["Comparison", "Finding", "Layer", "Signal"]
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What `goodinit.measure` found. ``str(signal)`` is a table and a verdict; `show` prints it, in colour where rich can."""
+
+    layers: tuple[Layer, ...]
+    """In the order in which the operators ran."""
+    loss: float | None = None
+    """Its value on the batch; None if no loss was given."""
+    batch: str = ""
+    """What the model was given."""
+    lr: float | None = None
+    """The learning rate that relative updates are judged for; None: they are not judged."""
+    seconds: float = 0.0
+    """Wall-clock time of the whole call."""
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        """All that is wrong, the gravest first; empty for a healthy model. How it is judged: `goodinit.verdict`."""
+        return findings_of(self.layers, loss=self.loss, lr=self.lr)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.findings
+
+    @property
+    def verdict(self) -> str:
+        """One sentence, then each finding on lines of its own."""
+        return verdict_on(self.findings, len(self))
+
+    def assert_healthy(self, *, allow: Iterable[str] = ()) -> None:
+        """Raise unless nothing is wrong: for a test-suite.
+
+        Args:
+            allow: kinds of findings that are no failure.
+
+        Raises:
+            UnhealthyError: an AssertionError that says what was found.
+        """
+        allowed = {allow} if isinstance(allow, str) else set(allow)
+        if any(finding.kind not in allowed for finding in self.findings):
+            raise UnhealthyError(self.verdict)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, name: str | int) -> Layer:
+        """The layer of a weight by its name, or by its place in call order."""
+        if isinstance(name, int):
+            return self.layers[name]
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def save_picture(self, path: str | os.PathLike[str], before: Signal | None = None, *, theme: Theme = None) -> None:
+        """Draw stds and histograms, with a loss gradients and relative updates too, and save the picture (extra ``plot``).
+
+        Args:
+            path: ends in .png, .pdf, .svg or another format of matplotlib's.
+            before: a signal from before, drawn beside this one.
+            theme: ``"light"`` or ``"dark"``; None for matplotlib's own style.
+
+        Raises:
+            OptionError: a path that no picture can be saved at.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from goodinit.plots import check_picture_path, plot_signal  # noqa: PLC0415 - it needs this module
+
+        check_picture_path(Path(path))
+        figure, _ = plot_signal(self, theme=theme) if before is None else plot_signal(before, self, theme=theme)
+        figure.savefig(path, dpi=150)
+
+    def compare(self, other: Signal, *, labels: tuple[str, str] = ("before", "after")) -> Comparison:
+        """This signal beside another one, of the same model later, or of another run."""
+        return Comparison(self, other, labels)
+
+    def to_json(self) -> str:
+        """JSON of all fields; `from_json` reads it back. NaN and infinity become strings, for JSON does not know them."""
+        return json.dumps({"schema": _SCHEMA, **_finite(asdict(self))}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Signal:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is not a signal, or one of another version's.
+        """
+        raw = json.loads(text)
+        if not isinstance(raw, dict) or raw.pop("schema", None) != _SCHEMA or set(raw) != {f.name for f in fields(cls)}:
+            raise ValueError(f"not a goodinit signal of schema {_SCHEMA}: {text[:80]!r}")
+        return cls(tuple(_layer(layer) for layer in raw.pop("layers")), **{k: _number_of(v, k) for k, v in raw.items()})
+
+    def __str__(self) -> str:
+        head, rows = self._table()
+        return "\n".join([table(head, rows, right=_RIGHT), self.verdict])
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Head and cells; with a loss those of the gradient too."""
+        count = len(_COLUMNS) - (2 if self.loss is None else 0)
+        return _COLUMNS[:count], [_cells(layer, self.lr)[:count] for layer in self.layers]
+
+    def show(self) -> None:
+        """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
+        printed(self)
+
+    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
+        """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
+
+        Args:
+            path: of the file, whose name ends in ``.html``.
+            title: of the page.
+            lr: learning rate for the relative updates; by default that of the measurement, or 0.01.
+
+        Returns:
+            The path.
+
+        Raises:
+            OptionError: the path is a folder, does not end in .html, or cannot be written to; lr is not positive.
+            SaveError: the disk is full; what was there before is as it was.
+            MissingExtraError: Jinja2 is not installed.
+        """
+        from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
+        from goodinit.page.sources import Sources  # noqa: PLC0415
+
+        return save_page(path, Sources(after=self, lr=lr), title=title)
+
+    def __rich__(self) -> Any:
+        """The table for rich's console; layers at which a fault begins are red."""
+        from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
+        from rich.text import Text  # noqa: PLC0415
+
+        head, rows = self._table()
+        bad = {finding.layer for finding in self.findings}
+        styles = ["bold red" if layer.name in bad else None for layer in self.layers]
+        return Group(rich_table(head, rows, right=_RIGHT, styles=styles), Text(self.verdict))
+
+
+_COLUMNS = ("weight", "operator", "std", "of samples", "rank", "then", "gradient", "update")
+_RIGHT = frozenset({2, 3, 4, 6, 7})
+
+
+def _cells(layer: Layer, lr: float | None) -> tuple[str, ...]:
+    return (
+        layer.name,
+        layer.operator,
+        number(layer.std),
+        number(layer.sample_std),
+        "-" if layer.effective_rank is None else f"{layer.effective_rank:.2f}",
+        _then(layer),
+        number(layer.grad_norm),
+        number(layer.relative_update() if lr is None else layer.relative_update(lr)),
+    )
+
+
+def _then(layer: Layer) -> str:
+    """The non-linearity that follows, and how much of the output it stops."""
+    flat = [f"{share(part)} {what}" for part, what in ((layer.dead, "dead"), (layer.saturated, "flat")) if part]
+    return ", ".join([layer.activation or "-", *flat])
+
+
+def _layer(raw: dict[str, Any]) -> Layer:
+    values: dict[str, Any] = {key: _number_of(value, key) for key, value in raw.items()}
+    values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})
+    return Layer(**values)
+
+
+def _number_of(value: Any, field: str) -> Any:
+    text = field in ("name", "operator", "activation", "batch")
+    return value if text or not isinstance(value, str) else float(value)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not know as strings: ``"nan"``, ``"inf"``, ``"-inf"``."""
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,191 @@
+"""What is wrong with a signal, in plain words: where it begins, and what to do about it.
+
+A fault is a course over the layers, not one odd layer: models have outputs that are small, constant or without a gradient by
+design (gates, heads, branches that start at zero). So medians over the first and the last third of the layers are compared, and
+how steadily the numbers between them go one way. The thresholds were set with the 300 stock models of the tests, which should
+have no finding as they come or after `goodinit.lsuv_`, and with plain nets of 5 to 200 layers, of which most should have some.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from goodinit.advice import (
+    against_collapse,
+    against_large_gradients,
+    against_loss_of_scale,
+    against_small_gradients,
+)
+from goodinit.courses import Course, quotient
+from goodinit.layer import HEALTHY_UPDATES, Finding, Layer
+from goodinit.units import dead, saturated, share, updates
+
+__all__ = ["HEALTHY_UPDATES", "findings_of", "verdict_on"]
+
+# Std, end to start. Small weights and heads make a factor of 100 by design: DeepSeek-V3 (small config) has 1/128, MobileViT 120,
+# but no steady course.
+_VANISHING, _EXPLODING = 1e-2, 1e3
+# The same where nothing steady leads to it: one layer that is far out.
+_LOST, _BURST = 1e-4, 1e6
+# Sample std to std at the end, and how far that has fallen from its most at the start. VGG-11 has 0.11.
+_ALIKE, _ALIKE_FALLEN = 0.05, 0.1
+# Of outputs that are the same for all samples but for rounding: float32's last digits.
+_SAME = 2e-6
+# Dimensions that samples spread over at the end, 1 being a line; how many times fewer than at the start; told where 8 could be.
+_LINE, _LINE_FALLEN, _SPACE = 2.0, 4.0, 8
+# Gradient norms, end to start or back: twenty times the width of the band of relative updates that converge. AlexNet from
+# PyTorch's initialization has 100. Weights in front of a normalization layer do not mind as much: a longer gradient lengthens
+# them, which shortens it (ConvMixer: 500).
+_GRADIENT, _GRADIENT_NORMALIZED = 200.0, 1e4
+# Steadiness of a course (1: with every layer). Stock models have 0.41 at most where the gradient falls.
+_STEADY = 0.7
+# Fewer layers have no course.
+_FEW = 4
+
+
+def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None) -> tuple[Finding, ...]:
+    """All faults, the gravest first."""
+    if not layers:
+        text = "No linear operator on a weight was reached, so nothing was measured."
+        return (Finding("nothing-measured", "", text, "Does the forward use the model's parameters? Pass forward=… if not."),)
+    # What lies behind NaN or infinity says nothing; a weight of zeros is zero by design.
+    sound = [layer for layer in layers[: _place_of_first_broken(layers)] if layer.weight_norm > 0]
+    found = [_non_finite(layers, loss)]
+    if sound:
+        collapse = _alike(sound) or _on_a_line(sound)
+        found += [
+            _exploding(sound),
+            _vanishing(sound),
+            collapse,
+            _gradient(sound, layers),
+            dead(sound, collapse),
+            saturated(sound),
+        ]
+        found.append(None if lr is None else updates(sound, lr))
+    return tuple(finding for finding in found if finding is not None)
+
+
+def verdict_on(findings: Sequence[Finding], count: int) -> str:
+    """One sentence, then each finding on a line of its own."""
+    layers = f"{count} layer{'' if count == 1 else 's'}"
+    if not findings:
+        return f"Healthy: no fault found in {layers}."
+    kinds = ", ".join(f"{finding.kind} ({finding.layer})" if finding.layer else finding.kind for finding in findings)
+    return "\n".join([f"Not healthy, {layers}: {kinds}.", *(f"- {finding}" for finding in findings)])
+
+
+# Non-finite numbers.
+
+
+def _place_of_first_broken(layers: Sequence[Layer]) -> int:
+    return next((i for i, layer in enumerate(layers) if not layer.finite), len(layers))
+
+
+def _non_finite(layers: Sequence[Layer], loss: float | None) -> Finding | None:
+    place = _place_of_first_broken(layers)
+    if place < len(layers):
+        layer = layers[place]
+        before = f" The output before it, of {layers[place - 1].name}, has the std {layers[place - 1].std:.2g}." if place else ""
+        text = f"NaN or infinity from {layer.name} on ({layer.operator}, {place + 1} of {len(layers)}).{before}"
+        advice = (
+            "LSUV mends it where the outputs before it grow out of all bounds; else look between these two operators for a "
+            "division by zero, log or sqrt of a negative number, a mask that leaves nothing; in float16 try bfloat16 or float32."
+        )
+        return Finding("non-finite", layer.name, text, advice)
+    if loss is not None and not math.isfinite(loss):
+        advice = "Look at the loss: a log of 0, a division by a number of samples that is 0, labels out of range."
+        return Finding("non-finite", layers[-1].name, f"The loss is {loss}, while all outputs are finite.", advice)
+    bad = [layer for layer in layers if not all(map(math.isfinite, (layer.grad_std or 0, layer.weight_grad_norm or 0)))]
+    if bad:
+        text = f"The gradient holds NaN or infinity from {bad[-1].name} back to {bad[0].name}; outputs and loss are finite."
+        advice = "Look for the root or norm of zeros, or 0/0 in a branch that torch.where leaves out; in float16 scale the loss."
+        return Finding("non-finite", bad[-1].name, text, advice)
+    return None
+
+
+# The way forward.
+
+
+def _inner(layers: Sequence[Layer]) -> Sequence[Layer]:
+    """Without the last one: a head may be scaled by design."""
+    return layers[:-1] if len(layers) >= _FEW else layers
+
+
+def _vanishing(layers: Sequence[Layer]) -> Finding | None:
+    course = Course.of(_inner(layers), lambda layer: layer.std)
+    if course.ratio < _LOST or (course.ratio < _VANISHING and course.steadiness() < -_STEADY):
+        first = course.first_below(0.1).name
+        return Finding("vanishing", first, f"The signal vanishes from {first} on: std {course}.", against_loss_of_scale())
+    return None
+
+
+def _exploding(layers: Sequence[Layer]) -> Finding | None:
+    course = Course.of(_inner(layers), lambda layer: layer.std)
+    if course.ratio > _BURST or (course.ratio > _EXPLODING and course.steadiness() > _STEADY):
+        first = course.first_above(10).name
+        return Finding("exploding", first, f"The signal explodes from {first} on: std {course}.", against_loss_of_scale())
+    return None
+
+
+def _difference(layer: Layer) -> float | None:
+    """How much of an output depends on the sample; of one sample that cannot be told."""
+    single = not layer.output_shape or layer.output_shape[0] < 2
+    return None if single or not layer.std else layer.sample_std / layer.std
+
+
+def _alike(layers: Sequence[Layer]) -> Finding | None:
+    course = Course.of(_inner(layers), _difference)
+    if not course.values or course.end >= min(_ALIKE, _ALIKE_FALLEN * max(course.head)):
+        return None
+    if course.end >= _SAME and not course.falls_in_steps():  # a jump is by design mostly: a class token, queries of a decoder
+        return None
+    first = course.first_below(0.1)
+    text = (
+        f"The samples become alike from {first.name} on: of the std, what lies between samples is {share(course.values[0])} at "
+        f"{course.layers[0].name}, {share(course.values[-1])} at {course.layers[-1].name}. Whatever the input, the output is "
+        "nearly the same."
+    )
+    return Finding("collapse", first.name, text, against_collapse(layers))
+
+
+def _on_a_line(layers: Sequence[Layer]) -> Finding | None:
+    course = Course.of(_inner(layers), lambda layer: layer.dimensions if (layer.rank_limit or 0) >= _SPACE else None)
+    if not course.values or course.end >= min(_LINE, max(course.head) / _LINE_FALLEN) or not course.falls_in_steps():
+        return None
+    first = course.first_below(2 * course.end / max(course.values))
+    text = (
+        f"The samples collapse onto a line: of its dimensions the output uses {course.values[0]:.0f} at {course.layers[0].name}, "
+        f"{course.values[-1]:.1f} at {course.layers[-1].name}."
+    )
+    return Finding("collapse", first.name, text, against_collapse(layers))
+
+
+# The way back.
+
+
+def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding | None:
+    course = Course.of(layers, lambda layer: layer.grad_norm)
+    if not course.values or not all(map(math.isfinite, course.values)):
+        return None
+    if not any(course.values):
+        if any(layer.grad_norm for layer in everything):  # a head that starts at zero stops it for one step
+            return None
+        advice = (
+            "Does the loss depend on the output? Is it flat there (a sigmoid that saturates, a hinge that is met)? Is a gain 0?"
+        )
+        return Finding("gradient-vanishing", layers[-1].name, "No gradient reaches any layer.", advice)
+    if len(course.values) < _FEW:
+        return None
+    limit = _GRADIENT_NORMALIZED if sum(layer.normalized for layer in layers) > len(layers) / 2 else _GRADIENT
+    first, last = course.layers[0].name, course.layers[-1].name
+    arrived = quotient(course.values[0], course.values[-1])
+    if (course.ratio > limit or not course.start) and course.steadiness() > _STEADY:
+        left = f"its norm is {arrived:.1e} of what it is at {last}" if arrived else "nothing of it is left"
+        text = f"The gradient vanishes on its way back: at {first} {left}."
+        return Finding("gradient-vanishing", first, text, against_small_gradients(layers))
+    if course.ratio < 1 / limit and course.steadiness() < -_STEADY:
+        times = f"{arrived:,.0f}" if arrived < 1e5 else f"{arrived:.1e}"
+        text = f"The gradient explodes on its way back: at {first} its norm is {times} times what it is at {last}."
+        return Finding("gradient-exploding", first, text, against_large_gradients(layers))
+    return None

@@ -1,0 +1,59 @@
+"""What a page says first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from goodinit import Record, Report
+from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
+from goodinit.propagation import Layer, Signal
+
+RECORD = Record("a.weight", "linear", (2, 2), "scaled", 1.0, 0.5, 1.0, 2.0)
+
+
+def report(*statuses):
+    records = tuple(replace(RECORD, name=f"l{i}.weight", status=status) for i, status in enumerate(statuses))
+    return Report(records, 1, 0.1, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "health", "sentence"),
+    [
+        (["scaled"], "healthy", "The weight has the target std."),
+        (["scaled", "shared"], "healthy", "All 2 weights have the target std."),
+        (["scaled", "frozen"], "healthy", "1 of 2 weights has the target std; 1 was not to be scaled."),
+        (["scaled", "scaled", "tied", "skipped"], "healthy", "2 of 4 weights have the target std; 2 were not to be scaled."),
+        (["scaled", "no-signal", "bias-dominated"], "fault", "2 of 3 weights could not be brought to the target std."),
+        (["drawn", "drawn", "frozen"], "unjudged", "2 of 3 weights were drawn; none was scaled."),
+        ([], "unjudged", "There is no weight in this report."),
+    ],
+)
+def test_of_a_report(statuses, health, sentence):
+    verdict = verdict_of_report(report(*statuses))
+    assert (verdict.health, verdict.sentence) == (health, sentence)
+
+
+def test_each_status_that_is_not_as_hoped_has_a_note_the_gravest_first():
+    verdict = verdict_of_report(report("frozen", "scaled", "no-signal", "frozen"))
+    failed, frozen = verdict.notes
+    assert (failed.health, failed.kind, failed.names) == ("fault", "no-signal", ("l2.weight",))
+    assert "look upstream of the first of them" in failed.advice
+    assert frozen.names == ("l0.weight", "l3.weight")
+    assert frozen.text == "2 weights: requires_grad=False: left as it is."
+
+
+def test_of_a_signal_its_findings():
+    layer = Layer("a.weight", "linear", (9, 9), 0.0, 1.0, 1.0, weight_norm=3.0)
+    assert verdict_of_signal(Signal((layer,))) == Verdict("healthy", "Healthy: no fault found in 1 layer.")
+    verdict = verdict_of_signal(Signal((replace(layer, std=float("nan")),)))
+    assert verdict.health == "fault"
+    assert verdict.sentence.startswith("Not healthy, 1 layer: non-finite")
+    assert "\n" not in verdict.sentence
+    (note,) = verdict.notes
+    assert note.names == ("a.weight",)
+    assert note.text.startswith("NaN or infinity from a.weight on")
+    nothing = verdict_of_signal(Signal(()))
+    assert nothing.health == "fault"
+    assert nothing.notes[0].names == ()
