@@ -18,7 +18,7 @@ _ORDER = (
     *(("adamw", 0.0005), ("sgd", 0.003), ("adamw", 0.002), ("sgd", 0.02)),
     *(("sgd", 0.0005), ("adamw", 0.0001), ("sgd", 0.1), ("adamw", 0.01)),
 )
-QUICK_TASKS = ("mlp30-tanh", "mlp30-gelu", "mlp30-relu", "siren", "poisson", "lstm", "tabular", "cancer", "binary")
+QUICK_TASKS = ("mlp30-tanh", "mlp30-gelu", "mlp30-relu", "siren", "poisson", "tabular", "cancer", "binary")
 QUICK_GRID = _ORDER[:4]
 
 
