@@ -30,6 +30,10 @@ class Outcome:
     """Bool: there was an output in some process; None where there was in this one."""
     own: Tensor | None = None
     """Where the output of several processes was pooled: M2 of this one's."""
+    dead: Tensor | None = None
+    """Of an output scaled channel by channel: how many channels are constant."""
+    note: str = ""
+    """What could not be done as it was asked for."""
 
     @classmethod
     def of_numbers(cls, numbers: list[float]) -> Outcome:
@@ -49,7 +53,7 @@ class _Entry:
 
     def tensors(self) -> list[Tensor]:
         o = self.outcome
-        return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen) if t is not None] + self.later_uses
+        return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen, o.dead) if t is not None] + self.later_uses
 
     def is_finite_here(self) -> bool:
         """Whether what this process gave to a pool was finite."""
@@ -155,16 +159,21 @@ def _record(entry: _Entry, values: list[float]) -> Record:
     if entry.outcome.std_before is None:
         return Record(entry.weight.name, entry.operator, shape, entry.status, entry.target, None, None, 1.0, tuple(values))
     before, factor, after, status = values[0], 1.0, values[0], entry.status
-    later = values[1:]
+    later, note = values[1:], entry.outcome.note
     if entry.outcome.factor is not None:
         factor, alive, scaled, *later = later
         if entry.outcome.seen is not None:
             seen, *later = later
             if not seen:
                 return Record(entry.weight.name, entry.operator, shape, "unused", entry.target, None, None, 1.0)
+        if entry.outcome.dead is not None:
+            dead, *later = later
+            note = "; ".join(filter(None, (f"{dead:.0f} constant channels not scaled" if dead and scaled else "", note)))
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
-    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later))
+    return Record(
+        entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later), note=note
+    )
 
 
 def _non_finite(entry: _Entry) -> str:

@@ -20,12 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard, sharded
+from goodinit import auto, guard, sharded
 from goodinit.batches import Call, Calls, Forward
+from goodinit.choice import Choice
 from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
 from goodinit.meta import Materializer, target_device
-from goodinit.options import Options, PreInit, Reset, Targets, check_model
+from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
@@ -41,7 +42,10 @@ def lsuv_(
     model: nn.Module,
     data: Any,
     *,
-    target_std: Targets = 1.0,
+    target_std: Targets | Literal["auto"] = 1.0,
+    variance: Variance = "all",
+    center: bool = False,
+    target_mean: float = 0.0,
     pre_init: PreInit = "orthonormal",
     forward: Forward | None = None,
     skip: str | Iterable[str] = (),
@@ -69,7 +73,15 @@ def lsuv_(
             passed as the model's forward requires, so that labels are left out; the report's ``batch`` says so. Inputs
             should have a variance of about 1.
         target_std: the std to reach, or a mapping from patterns to std, ``{"head*": 0.1}``: the first match counts, 1
-            where none does.
+            where none does. ``"auto"``: the target, and whether to centre, are chosen by what forward and backward passes show,
+            see `goodinit.auto` and the report's ``choice``.
+        variance: which variance is brought to the target's square: that over ``"all"`` elements of the output (the paper's);
+            between ``"samples"``, averaged over all else, which the same output for every sample does not pass; or of each of the
+            ``"channels"`` by itself, by scaling the rows of the weight.
+        center: whether each channel's mean over the batch is removed, in the same pass, through the operator's bias; an operator
+            without one is left as it is, and the report says so. The std is that of what is left.
+        target_mean: what ``center=True`` brings the means to, in units of the target std. At 1 to 2 a ReLU is nearly linear. The
+            last operator's, which makes the model's output, becomes 0.
         pre_init: ``"orthonormal"``: drawn uniformly; ``"structured"``: orthonormal too, nearly uniform, and for large matrices
             many times faster, see `goodinit.structured`; None to keep weights and biases and only scale the weights, so that the
             output with its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
@@ -123,15 +135,34 @@ def lsuv_(
     1.0
     """
     start = time.perf_counter()
+    automatic = isinstance(target_std, str)
+    targets: Targets = 1.0 if isinstance(target_std, str) else target_std
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
     with ranks.together():
         target = target_device(model, device)
         check_model(model, meta=target is not None)
-        options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
+        options = Options.checked(
+            model,
+            targets,
+            pre_init,
+            skip,
+            mode,
+            batches=batches,
+            tol=tol,
+            variance=variance,
+            center=center,
+            target_mean=target_mean,
+        )
         _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
+        if automatic:
+            auto.check(target_std, ranks, center=center, batches=batches)
+        if automatic or not options.plain:
+            _refuse_parts(model, device=target, checkpoint=checkpoint)
+    ranks.careful = ranks.careful or not options.plain
     sharded.reshard(model)
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
+    choice: Choice | None = None
     with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
@@ -141,9 +172,20 @@ def lsuv_(
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             run = partial(_run, model, ranks)
-            starting_again = partial(_starting_again, model, undo, randomness)
-            scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
+            if automatic:
+                scaling, choice = auto.choose_(
+                    model,
+                    calls.first,
+                    options,
+                    run=lambda call, scaling_: run(call, None, scaling_),
+                    make=lambda tried, drawn: Scaling(tried, undo, randomness, ranks, drawn=drawn),
+                    begin=randomness.begin_forward,
+                )
+            else:
+                starting_again = partial(_starting_again, model, undo, randomness)
+                scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
             with ranks.together():
+                scaling.finish()
                 memory.rest()
                 scaling.draw_unused(model)
                 memory.check()
@@ -161,13 +203,30 @@ def lsuv_(
                     watch=lambda calls_: progress(calls_, batches, "goodinit: batches") if ranks.rank == 0 else calls_,
                 ).sweep_(scaling)
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
+        passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
         seconds = time.perf_counter() - start
-        report = Report(
-            records, 1 + swept.passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps
-        )
+        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice)
         _warn(report, batches, swept)
     return report
+
+
+def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> None:
+    """What looks at single channels, or at a model again, needs all of it in memory.
+
+    Raises:
+        OptionError: a process holds but a part of the weights, or they are written as they are finished.
+    """
+    if any(sharded.is_sharded(p) for p in model.parameters()):
+        raise OptionError(
+            "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, "
+            "tensor parallelism). Initialize before fully_shard or parallelize_module"
+        )
+    if device is not None or checkpoint is not None:
+        raise OptionError(
+            "center=, variance= and target_std='auto' need a model in memory, and write no checkpoint: give it memory first "
+            "(model.to_empty(device=…)), and leave device= and checkpoint= out"
+        )
 
 
 def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: object) -> None:

@@ -57,7 +57,7 @@ def statistic_of(sums: Tensor, like: Statistic) -> Statistic:
 
 def as_numbers(found: Statistic) -> tuple[Any, ...]:
     """What can be sent as an object."""
-    return tuple(value.item() if isinstance(value, Tensor) else value for value in found[:5])
+    return tuple(value.tolist() if isinstance(value, Tensor) else value for value in found[:5])
 
 
 def of_numbers(numbers: tuple[Any, ...], device: torch.device) -> Statistic:
@@ -65,10 +65,19 @@ def of_numbers(numbers: tuple[Any, ...], device: torch.device) -> Statistic:
     n, *others = numbers
 
     def tensor(value: Any) -> Tensor | None:
-        dtype = torch.complex128 if isinstance(value, complex) else torch.float64
-        return None if value is None else torch.tensor(value, dtype=dtype, device=device)
+        if value is None:
+            return None
+        made = torch.tensor(value, dtype=torch.complex128)
+        return (made if _is_complex(value) else made.real.clone()).to(device)
 
     mean, m2, cov, var_bias = map(tensor, others)
     assert mean is not None
     assert m2 is not None
     return Statistic(n, mean, m2, cov, var_bias)
+
+
+def _is_complex(value: Any) -> bool:
+    """Of a number, or of lists of numbers at any depth."""
+    while isinstance(value, list):
+        value = value[0] if value else 0.0
+    return isinstance(value, complex)

@@ -69,6 +69,34 @@ class Cut(NamedTuple):
     """Of the parts along the output's axis where they differ; what lies behind them belongs to none."""
 
 
+class Channels(NamedTuple):
+    """Which axes count the channels of an output, and those of its weight."""
+
+    output_axis: int
+    """From the right, so negative."""
+    weight_axis: int
+    groups: int = 1
+    """Of a transposed convolution: its channels are those of ``weight_axis``, once for each group of axis 0."""
+
+    def of_weight(self, values: Tensor, weight: Tensor) -> Tensor:
+        """A value a channel, in a shape that broadcasts against the weight."""
+        if self.groups > 1:
+            inputs = weight.shape[0] // self.groups
+            values = values.view(self.groups, 1, -1).expand(-1, inputs, -1).reshape(weight.shape[0], -1)
+            return values.view(*values.shape, *[1] * (weight.dim() - 2))
+        return values.view([-1 if axis == self.weight_axis else 1 for axis in range(weight.dim())])
+
+    def of_output(self, values: Tensor) -> Tensor:
+        """A value a channel, in a shape that broadcasts against the output."""
+        return values.view(-1, *[1] * (-1 - self.output_axis))
+
+    def without(self, axis: int) -> Channels | None:
+        """Of a weight without one of its axes."""
+        if axis == self.weight_axis or self.groups > 1:
+            return None
+        return self._replace(weight_axis=self.weight_axis - (self.weight_axis > axis))
+
+
 class Description(NamedTuple):
     """An operator's weight as another process can find it: see `described`."""
 
@@ -106,6 +134,8 @@ class Operation:
     rest: Tensor | None = None
     """Data that the operator adds (the ``input`` of addmm)."""
     cuts: Sequence[Cut] = ()
+    channels: Channels | None = None
+    """None where there is not one axis of them."""
     out: Tensor | None = None
     """Where the caller wants the output to be written (``out=``, ``addmm_``)."""
     kept_gate: int | None = None

@@ -15,6 +15,8 @@ from goodinit.weights import Weight, matches
 
 PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]
+Variance = Literal["all", "samples", "channels"]
+VARIANCES = ("all", "samples", "channels")
 Reset = Callable[[nn.Module], object]
 """Gives the tensors of a module, but not of those inside it, their first values."""
 
@@ -26,6 +28,9 @@ class Options:
     target_std: Targets
     pre_init: PreInit
     skip: tuple[str, ...]
+    variance: Variance = "all"
+    center: bool = False
+    target_mean: float = 0.0
 
     @classmethod
     def checked(
@@ -38,12 +43,15 @@ class Options:
         *,
         batches: int = 1,
         tol: float = 0.01,
+        variance: Variance = "all",
+        center: bool = False,
+        target_mean: float = 0.0,
     ) -> Options:
         """Options that can be meant.
 
         Raises:
-            OptionError: a target that is not a positive number, an unknown ``pre_init`` or ``mode``, a pattern without
-                a match, a number of batches or a tolerance that cannot be meant.
+            OptionError: a target that is not a positive number, an unknown ``pre_init``, ``mode`` or ``variance``, a pattern
+                without a match, a number of batches or a tolerance that cannot be meant.
         """
         if mode not in ("train", "eval"):
             raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
@@ -51,18 +59,26 @@ class Options:
             raise OptionError(f"batches must be 1 or more; got {batches!r}")
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
             raise OptionError(f"tol must be between 0 and 1; got {tol!r}")
+        _check_measure(variance, center, target_mean, batches)
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
         for value in targets.values():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise OptionError(f"target_std must be a positive number or a mapping from patterns to such; got {value!r}")
+                raise OptionError(
+                    f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {value!r}"
+                )
         if not (pre_init is None or pre_init in ("orthonormal", "structured") or callable(pre_init)):
             raise OptionError(
                 f"pre_init must be 'orthonormal', 'structured', None or a function that fills a tensor; got {pre_init!r}"
             )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)
-        return cls(target_std, pre_init, skip)
+        return cls(target_std, pre_init, skip, variance, center, float(target_mean))
+
+    @property
+    def plain(self) -> bool:
+        """Whether outputs are measured as in the paper."""
+        return self.variance == "all" and not self.center
 
     def __str__(self) -> str:
         """The same in every process."""
@@ -91,6 +107,22 @@ class Options:
 
     def _targets(self) -> Mapping[str, float]:
         return self.target_std if isinstance(self.target_std, Mapping) else {"*": self.target_std}
+
+
+def _check_measure(variance: str, center: object, mean: object, batches: int) -> None:
+    if variance not in VARIANCES:
+        raise OptionError(
+            f"variance must be 'all', 'samples' or 'channels'; got {variance!r}{did_you_mean(str(variance), VARIANCES)}"
+        )
+    if not isinstance(center, bool):
+        raise OptionError(f"center must be True or False; got {center!r}. target_mean= takes a number")
+    if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not abs(mean) < float("inf"):
+        raise OptionError(f"target_mean must be a number; got {mean!r}")
+    if mean and not center:
+        raise OptionError(f"target_mean={mean!r} is what center=True brings the channels' means to; got center=False")
+    if batches > 1 and (center or variance != "all"):
+        asked = "center=True" if center else f"variance={variance!r}"
+        raise OptionError(f"{asked} measures one batch; got batches={batches}. A larger batch does the same")
 
 
 def check_model(model: object, *, meta: bool = False) -> None:

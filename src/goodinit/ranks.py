@@ -126,14 +126,16 @@ class Ranks(Group):
         if self.size == 1:
             return found
         operator = _number(weight.position)
+        in_groups = found.mean.dim() > 0  # by channels or positions: more than fits into a message
+        zero = torch.zeros((), dtype=torch.float64, device=found.m2.device)
         while True:
-            sums = self.summed(message(found, operator))
-            pooled: Statistic | None = statistic_of(sums, found)
+            sums = self.summed(message(Statistic(0, zero, zero) if in_groups else found, operator))
+            pooled: Statistic | None = None if in_groups else statistic_of(sums, found)
             if self.careful:
                 known = sums.tolist()
                 if known[FAILED]:
                     self.tell_failures(None)
-                if strangers(known, operator, self.size):
+                if in_groups or strangers(known, operator, self.size):
                     pooled = self._take_turns(describe(), found, adopt)
             else:
                 self._doubts.append(strangers(sums, operator, self.size))
