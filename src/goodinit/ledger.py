@@ -117,15 +117,14 @@ class Ledger:
 
 
 def fetched(tensors: list[Tensor]) -> list[float]:
-    """Values of 0-d tensors with one transfer from each device."""
-    by_device: dict[torch.device, list[int]] = {}
+    """Values of 0-d tensors with one transfer for each device and dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        by_device.setdefault(tensor.device, []).append(i)
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
     values = [0.0] * len(tensors)
-    for device, places in by_device.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        for i, value in zip(places, torch.stack([tensors[i].to(wide) for i in places]).tolist(), strict=True):
-            values[i] = value
+    for places in alike.values():
+        for i, value in zip(places, torch.stack([tensors[i] for i in places]).tolist(), strict=True):
+            values[i] = float(value)
     return values
 
 
