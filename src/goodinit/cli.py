@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 import goodinit
-from goodinit.command.init_command import EXIT_CODES, init
+from goodinit.command.init_command import init
 from goodinit.command.inspect_command import inspect
+from goodinit.command.options import EXIT_CODES
 from goodinit.console import errors_shown
 from goodinit.paper import command as reproduce
 

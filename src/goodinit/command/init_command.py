@@ -13,63 +13,60 @@ import typer
 from goodinit.command import options
 from goodinit.console import FAILED, errors_shown
 
-EXIT_CODES = (
-    "Exit codes: 0 done; 1 it failed, or --check found fault; 2 the command cannot be meant, nothing was run; 130 interrupted. "
-    "Files are written whole or not at all."
-)
-
 
 def init(
     model: options.Model,
     *,
     data: options.Data,
     arg: options.Arg = None,
-    weights: options.Weights = None,
+    weights: options.WeightsFile = None,
     device: options.Device = "cpu",
     dtype: options.DType = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = None,
     batches: Annotated[
-        int, typer.Option(metavar="N", help="Pool the std over so many batches, exactly.", rich_help_panel="Data")
+        int, typer.Option(metavar="N", help="Pool the std over so many batches, exactly.", rich_help_panel=options.DATA)
     ] = 1,
     image_size: options.ImageSize = None,
     skip: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="PATTERN", help="Leave these weights as they are: head, 'layers.0.*'; several.", rich_help_panel="Weights"
+            metavar="PATTERN",
+            help="Leave weights as they are: head, 'layers.0.*'; may be repeated.",
+            rich_help_panel=options.WEIGHTS,
         ),
     ] = None,
     target_std: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[PATTERN=]STD",
-            help="The std to give outputs: 0.5, or head=0.1; several, of which the first that matches counts.",
+            metavar="STD",
+            help="The std to give outputs: 0.5, or for some weights head=0.1; may be repeated, the first that matches counts.",
             show_default="1",
-            rich_help_panel="Weights",
+            rich_help_panel=options.WEIGHTS,
         ),
     ] = None,
     pre_init: Annotated[
         str,
         typer.Option(
-            metavar="orthonormal|gaussian|none",
-            help="What to draw weights from before they are scaled; none: keep and scale them.",
-            rich_help_panel="Weights",
+            metavar="NAME",
+            help="What is scaled: orthonormal or gaussian draws; none: the weights as they are.",
+            rich_help_panel=options.WEIGHTS,
         ),
     ] = "orthonormal",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.safetensors", help="Save the weights.", rich_help_panel="Result"),
+        typer.Option(metavar="FILE", help="Save the weights, .safetensors.", rich_help_panel=options.RESULT),
     ] = None,
     report: options.Report = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit code 1 if a weight missed its target.", rich_help_panel="Result")
+        bool, typer.Option("--check", help="Exit code 1 if a weight missed its target.", rich_help_panel=options.RESULT)
     ] = False,
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Initialize a model on your data (LSUV): the output of every linear operator gets unit variance.
+    """Initialize a model on your data, so that the output of every linear operator has unit variance (LSUV).
 
-    goodinit init net:make_model --data images/ --out weights.safetensors --report report.html
+    goodinit init net:make_model --data images/ --out weights.safetensors
     """
     with errors_shown(whole=traceback), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         from goodinit.command.initialization import Wishes, initialize  # noqa: PLC0415 - other commands do not need it

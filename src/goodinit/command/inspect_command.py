@@ -18,7 +18,7 @@ def inspect(
     *,
     data: options.Data,
     arg: options.Arg = None,
-    weights: options.Weights = None,
+    weights: options.WeightsFile = None,
     device: options.Device = "cpu",
     dtype: options.DType = None,
     seed: options.Seed = 0,
@@ -30,7 +30,7 @@ def inspect(
             metavar="LOSS",
             help="Measure gradients too: of cross-entropy or mse against the labels in the data; output, the loss that the model "
             "returns; or MODULE:NAME of a function of its output, or of output and labels.",
-            rich_help_panel="Data",
+            rich_help_panel=options.DATA,
         ),
     ] = None,
     lr: Annotated[
@@ -38,20 +38,20 @@ def inspect(
         typer.Option(
             metavar="RATE",
             help="Judge the updates of plain SGD at this learning rate, with --loss.",
-            show_default="shown for 0.01",
-            rich_help_panel="Data",
+            show_default="not judged; shown for 0.01",
+            rich_help_panel=options.DATA,
         ),
     ] = None,
     report: options.Report = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit code 1 if the model is not healthy.", rich_help_panel="Result")
+        bool, typer.Option("--check", help="Exit code 1 if the model is not healthy.", rich_help_panel=options.RESULT)
     ] = False,
     as_json: options.Json = False,
     traceback: options.Traceback = False,
 ) -> None:
-    """Measure the signal through a model on your data, and say what is wrong with it. Changes nothing.
+    """Measure the signal through a model on your data, and say what is wrong with it and what to do.
 
-    goodinit inspect net:make_model --data images/ --loss cross-entropy --report signal.html
+    goodinit inspect net:make_model --data images/ --loss cross-entropy
     """
     with errors_shown(whole=traceback), contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         from goodinit.command.inspection import inspected  # noqa: PLC0415 - other commands do not need it
