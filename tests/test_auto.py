@@ -25,8 +25,10 @@ def test_a_shallow_network_keeps_the_papers_target_after_one_trial():
     report = lsuv_(model, x, target_std="auto")
     assert report.choice is not None
     assert (report.choice.target_std, report.choice.center, len(report.choice.trials)) == (1.0, False, 1)
-    assert report.forward_passes == 2
+    assert report.forward_passes == 3
     assert report.ok
+    assert (report.choice.head, report.choice.head_std) == ("6.weight", 0.1)
+    assert model(x).std(correction=0).item() == pytest.approx(0.1, rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,8 @@ def test_it_is_lsuv_with_the_options_that_it_chose(activation):
     model, x = deep(activation, depth=30)
     again = copy.deepcopy(model)
     choice = lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(3)).choice
-    chosen = {"target_std": choice.target_std, "center": choice.center, "target_mean": choice.target_mean}
+    targets = {choice.head: choice.head_std, "*": choice.target_std}
+    chosen = {"target_std": targets, "center": choice.center, "target_mean": choice.target_mean}
     lsuv_(again, x, generator=torch.Generator().manual_seed(3), **chosen)
     assert_same(again.state_dict(), model.state_dict())
 
@@ -61,7 +64,7 @@ def test_where_nothing_helps_the_papers_target_stays():
     assert "nothing that was tried is clearly better" in report.choice.reason
     plain = copy.deepcopy(model)
     torch.manual_seed(1)
-    lsuv_(plain, x)
+    lsuv_(plain, x, target_std={"120": 0.1})
     torch.manual_seed(1)
     lsuv_(model, x, target_std="auto")
     assert_same(plain.state_dict(), model.state_dict())
@@ -146,8 +149,12 @@ def test_parts_of_one_parameter_and_recurrent_layers_begin_every_trial_as_drawn(
     again = copy.deepcopy(model)
     choice = lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(3)).choice
     assert len(choice.trials) > 1
+    assert (choice.head, choice.head_std) == ("stack[39]", 0.1)
     lsuv_(again, x, target_std=choice.target_std, center=choice.center, generator=torch.Generator().manual_seed(3))
-    assert_same(again.state_dict(), model.state_dict())
+    with torch.no_grad():
+        again.stack[39] *= 0.1 / choice.target_std
+    assert torch.allclose(again.stack, model.stack, rtol=1e-5)
+    assert_same(again.rnn.state_dict(), model.rnn.state_dict())
 
 
 def test_the_choice_is_in_the_report_and_in_json():
@@ -156,7 +163,7 @@ def test_the_choice_is_in_the_report_and_in_json():
     assert Report.from_json(report.to_json()) == report
     assert isinstance(Report.from_json(report.to_json()).choice, Choice)
     assert json.loads(report.to_json())["choice"]["trials"][0]["target_std"] == 1
-    assert "auto: target_std=0.3: at the paper's target gradients are" in str(report)
+    assert "auto: target_std=0.3, '98.weight' 0.1: at the paper's target gradients are" in str(report)
 
 
 @pytest.mark.parametrize(

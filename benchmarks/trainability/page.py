@@ -68,8 +68,9 @@ def page(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
 _HEAD = """# Does it help?
 
 Small real tasks, most of them networks without normalization layers, trained from every initialization by one protocol. This page
-is made from the committed rows, `benchmarks/results/trainability.jsonl`, by `python -m trainability page`; `make bench-trainability` makes the rows. Why a std of 1 is not all that matters, and what is done
-about it: [beyond unit variance](beyond-unit-variance.md)."""
+is made from the committed rows, `benchmarks/results/trainability.jsonl`, by `python -m trainability page`;
+`make bench-trainability` makes the rows. Why a std of 1 is not all that matters, and what is done about it:
+[beyond unit variance](beyond-unit-variance.md)."""
 
 _PICTURE = "![Error on the test by seconds](figures/trainability-time.png)"
 _AUTO = (

@@ -61,9 +61,10 @@ def plan(
 
 
 def fingerprint(run: Run) -> str:
-    """Of what the run depends on besides its name: a row of another definition of its task is no row of this one."""
+    """Of what the run depends on besides its name: a row of another definition of its task or contestant does not count."""
     task = TASKS[run.task]
-    return hashlib.sha256(f"{task.about}/{task.steps}/{task.batch}".encode()).hexdigest()[:12]
+    revision = CONTESTANTS[run.contestant].revision
+    return hashlib.sha256(f"{task.about}/{task.steps}/{task.batch}{revision}".encode()).hexdigest()[:12]
 
 
 def estimate(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> tuple[float, int]:

@@ -4,7 +4,7 @@ The std of outputs is half of the story. Where every layer's output has the std 
 way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
 nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
 input's mean is two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is taken:
-the least linear one.
+the least linear one. Whichever it is, the model's output begins small.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ ENOUGH = 0.75
 CLEARLY = 0.25
 """Decades by which another has to be better than the paper's."""
 
+HEAD_STD = 0.1
+"""The largest std of the model's output: what an untrained network says should not weigh."""
 _SAME = 0.01
 _LEAST, _MOST = 1e-30, 1e30
 
@@ -99,13 +101,13 @@ def choose_(
         trials.append(_trial(model, call, tried, begin))
         if _good(trials[-1], trials[0]):
             break
-    best = _best(trials)
-    again = best is not trials[-1]
-    if again:
-        chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
-        scaling = scaled(chosen)
+    best, head = _best(trials), scaling.last
+    chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
+    scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
+    head_std = None if head is None else min(HEAD_STD, best.target_std)
     reason = _reason(best, trials)
-    return scaling, Choice(best.target_std, best.center, best.target_mean, reason, tuple(trials), 2 * len(trials) + again)
+    choice = Choice(best.target_std, best.center, best.target_mean, head, head_std, reason, tuple(trials), 2 * len(trials) + 1)
+    return scaling, choice
 
 
 def _good(trial: Trial, papers: Trial) -> bool:

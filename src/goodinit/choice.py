@@ -40,6 +40,10 @@ class Choice:
     target_std: float
     center: bool
     target_mean: float
+    head: str | None
+    """The weight that makes the model's output; None if the last operator's weight was not to be scaled there."""
+    head_std: float | None
+    """The target of this one."""
     reason: str
     trials: tuple[Trial, ...]
     """All that were measured, in their order."""
@@ -52,7 +56,8 @@ class Choice:
         return cls(**{**raw, "trials": tuple(Trial(**trial) for trial in raw["trials"])})
 
     def __str__(self) -> str:
-        return "\n".join([f"auto: {_call(self)}: {self.reason}", *(f"  {trial}" for trial in self.trials)])
+        head = "" if self.head is None else f", {self.head!r} {self.head_std:g}"
+        return "\n".join([f"auto: {_call(self)}{head}: {self.reason}", *(f"  {trial}" for trial in self.trials)])
 
 
 def _call(chosen: Trial | Choice) -> str:

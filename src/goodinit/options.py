@@ -31,6 +31,8 @@ class Options:
     variance: Variance = "all"
     center: bool = False
     target_mean: float = 0.0
+    head: tuple[str, float] | None = None
+    """The weight that makes the model's output, and the largest std that this is to have: what ``"auto"`` adds."""
 
     @classmethod
     def checked(
@@ -87,7 +89,8 @@ class Options:
 
     def target(self, name: str) -> float:
         """The std that the output of this weight should have."""
-        return next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+        target = next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+        return min(target, self.head[1]) if self.head is not None and self.head[0] == name else target
 
     def skips(self, name: str) -> bool:
         """Whether a pattern of ``skip`` means this parameter."""

@@ -90,6 +90,8 @@ class Scaling:
         self._drawn = Drawn() if drawn is None else drawn
         self._rules = Rules(options)
         self._shunned: list[str] = []
+        self.last: str | None = None
+        """The weight that the last operator used, if it was scaled there."""
         self._last_shift: Shift | None = None
         self._options = options
         self._undo = undo
@@ -161,6 +163,7 @@ class Scaling:
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
+            self.last = part.weight.name if changed and not part.weight.embedded else None
         return z
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
