@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper release-check lock clean
+.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper docs release-check lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-trainability        does it help: small real tasks from every initialization (hours; goes on where it was)"
 	@echo "make bench-trainability-quick  a subset of it, in five minutes"
 	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
 demo: $(READY)
@@ -56,6 +57,10 @@ zoo: $(READY)
 # The rows are made by `goodinit reproduce …`, see docs/paper.md.
 paper: $(READY)
 	$(BIN)/goodinit reproduce report --results benchmarks/results/paper --out docs/paper.md
+
+# The site, in build/site. Its theme advertises its successor unless told not to.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): pyproject.toml constraints.txt
