@@ -4,12 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench zoo paper lock clean
+.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper release-check lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
+	@echo "make release-check  builds wheel and sdist, and runs tests against the installed wheel (a minute)"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
+	@echo "make bench-trainability        does it help: small real tasks from every initialization (hours; goes on where it was)"
+	@echo "make bench-trainability-quick  a subset of it, in five minutes"
 	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
@@ -31,6 +34,21 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_lsuv.py
 
+# MNIST and CIFAR-10: set GOODINIT_DATA_DIR to a folder that holds mnist/ and cifar10/ as parquet files. The subset needs neither.
+TRAINABILITY := PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m trainability
+bench-trainability: $(READY)
+	$(TRAINABILITY) run
+	$(TRAINABILITY) page
+
+bench-trainability-quick: $(READY)
+	$(TRAINABILITY) run --quick
+	$(TRAINABILITY) page
+
+# docs/trainability.md and docs/beyond-unit-variance.md, from the rows.
+trainability: $(READY)
+	$(TRAINABILITY) theory
+	$(TRAINABILITY) page
+
 # One thread: the models are small, and the row says how many there were.
 zoo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo_table.py
@@ -49,6 +67,10 @@ $(READY): pyproject.toml constraints.txt
 	@# this build of torch, an installed torchvision would break `import transformers` everywhere else.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision --upgrade timm torchvision
 	@touch $@
+
+# In build/release: the wheel, the sdist, and an environment that the wheel is installed in.
+release-check: $(READY)
+	bash .ci/check-release $(BIN)/python
 
 # New pins: everything that the development environment holds now.
 lock: $(READY)
