@@ -118,7 +118,10 @@ class Report:
         return cls(records=records, **raw)
 
     def __str__(self) -> str:
-        return "\n".join([table(_COLUMNS, map(_cells, self.records), right=_RIGHT), self.summary()])
+        return "\n".join([table(*self._table(), right=_RIGHT), self.summary()])
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return _COLUMNS, [_cells(record) for record in self.records]
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
