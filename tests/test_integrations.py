@@ -18,11 +18,13 @@ from goodinit.integrations.shared import Once, apart, refuse
 # The packages of the integrations are there for none of them.
 WITHOUT = """
 import importlib, sys
-before = set(sys.modules)
 import goodinit.integrations
 assert not {"lightning", "transformers", "accelerate", "tensorboard"} & {name.partition(".")[0] for name in sys.modules}
-for name in ("lightning", "pytorch_lightning", "transformers", "accelerate", "tensorboard"):
-    sys.modules[name] = None
+class Missing:
+    def find_spec(self, name, *_):
+        if name in ("lightning", "pytorch_lightning", "transformers", "accelerate", "tensorboard"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
 for name in ("lightning", "transformers", "accelerate", "tensorboard"):
     try:
         importlib.import_module(f"goodinit.integrations.{name}")
