@@ -316,6 +316,18 @@ def test_a_finger_slides_along_the_curve(opened):
     expect(page.locator("#layer h3")).to_have_text("head.weight")
 
 
+@pytest.mark.parametrize("layer", [0, 12])
+def test_the_tip_does_not_lie_on_what_is_pointed_at(opened, layer):
+    for size in SIZES:
+        page = opened("deep", size)
+        point_at(page, layer)
+        tip, svg = page.locator("#tip").bounding_box(), page.locator("svg.panel").first.bounding_box()
+        x, y = svg["x"] + 58 + (svg["width"] - 72) * (layer + 0.5) / 13, svg["y"] + 80
+        assert not (tip["x"] <= x <= tip["x"] + tip["width"] and tip["y"] <= y <= tip["y"] + tip["height"])
+        assert tip["x"] >= 0
+        assert tip["x"] + tip["width"] <= SIZES[size]["width"]
+
+
 def test_what_is_off_the_scale_is_marked(opened):
     page = opened("evil")
     assert page.locator("svg.panel .edges").count() > 0
