@@ -43,7 +43,18 @@ def test_deep_networks_get_what_keeps_gradients_and_differences(activation, expe
     assert "at the paper's target" in choice.reason
 
 
-@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Identity])
+class Noisy(nn.Tanh):
+    """Has parameters, so that its noise is not taken for a dropout's."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x + self.size * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Identity, Noisy])
 def test_it_is_lsuv_with_the_options_that_it_chose(activation):
     model, x = deep(activation, depth=30)
     again = copy.deepcopy(model)

@@ -35,6 +35,21 @@ def test_what_is_saved_is_loaded_by_safetensors_and_by_us(tmp_path):
         assert len(held.keys()) == len(model.state_dict()) - 1
 
 
+def test_equal_weights_are_equal_bytes(tmp_path):
+    """safetensors puts the metadata in an order that differs from file to file."""
+    model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "é", '"')})
+    for module in model.values():
+        module.weight = model["a"].weight
+    written = set()
+    for _ in range(20):
+        save_weights(model, tmp_path / "w.safetensors")
+        written.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "w.safetensors", "pt") as held:
+        assert held.metadata().keys() == {"format", "made_by", "é.weight", '".weight'}
+        assert held.get_tensor("é.bias").equal(model["é"].bias)
+
+
 def test_views_of_one_tensor(tmp_path):
     model = nn.LSTM(3, 4)
     whole = torch.randn(sum(p.numel() for p in model.parameters()))

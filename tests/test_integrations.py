@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from nets import mlp
 from torch import nn
 
 from goodinit import ModelError, OptionError
 from goodinit.integrations.shared import Once, apart, refuse
+from nets import mlp
 
 # The packages of the integrations are there for none of them.
 WITHOUT = """

@@ -6,12 +6,12 @@ from itertools import islice
 
 import pytest
 import torch
-from nets import assert_same
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler, TensorDataset
 
 from goodinit import lsuv_
 from goodinit.loaders import Batches, Loading
+from nets import assert_same
 
 DATA = TensorDataset(torch.arange(64.0)[:, None])
 

@@ -6,8 +6,9 @@ import math
 
 import pytest
 import torch
-from nets import mlp
 from torch import nn
+
+from nets import mlp
 
 pytest.importorskip("tensorboard")
 
@@ -98,4 +99,3 @@ def test_what_cannot_be_meant(tmp_path):
         to_tensorboard(report, None, model=nn.Sequential(nn.Sequential(net)))
     with pytest.raises(OptionError, match="takes a Report or a Signal; got str"):
         to_tensorboard(str(report), None)
-

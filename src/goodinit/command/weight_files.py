@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -56,9 +57,22 @@ def save_weights(model: nn.Module, path: Path) -> int:
     with replacing(path, size) as unfinished:
         try:
             save_file(tensors, unfinished, metadata=metadata)
+            _sort_metadata(unfinished)
         except Exception as error:
             raise _as_os_error(error, path) from error
     return path.stat().st_size
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give the entries of the metadata, which safetensors writes in any order, always the same: equal weights, equal bytes."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -81,6 +95,8 @@ def _distinct(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _as_os_error(error: Exception, path: Path) -> OSError:
     """What the system had against it, which safetensors says in its message alone."""
+    if isinstance(error, OSError):
+        return error
     found = re.search(r"os error (\d+)", str(error))
     if found is None:
         return SaveError(f"cannot save {path.name}: {error}")
