@@ -120,7 +120,7 @@ class LSUVCallback(Callback):
     def _initialize(self, trainer: Trainer, module: LightningModule) -> None:
         if self._once.is_done(module):
             return
-        if trainer.ckpt_path is not None:
+        if trainer.ckpt_path is not None or trainer.global_step > 0:
             self._once.leave(module)
             return
         engine = type(trainer.strategy).__name__.removesuffix("Strategy")
