@@ -5,10 +5,10 @@
     python benchmarks/bench_measure.py --device cuda
     python benchmarks/bench_measure.py --table benchmarks/results/bench_measure.jsonl   # the table of the last run, as Markdown
 
-Contestants take turns; ratios are medians of the ratios within each round. Peaks of memory are of fresh processes: resident memory,
-on a GPU what torch has allocated. Targets: 1.3 times the time and 1.1 times the memory, where layers do real work; mlp-100 has
-layers so small that its figures say what a call costs at least. Stds are checked against those of the outputs; exits with 1 if
-one is wrong.
+Contestants take turns; ratios are medians of the ratios within each round. Peaks of memory are of fresh processes: resident
+memory, on a GPU what torch has allocated. Targets: 1.3 times the time and 1.1 times the memory, where layers do real work;
+mlp-100 has layers so small that its figures say what a call costs at least. Stds are checked against those of the outputs; exits
+with 1 if one is wrong.
 """
 
 from __future__ import annotations
