@@ -4,14 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench zoo paper release-check lock clean
+.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper docs release-check lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
 	@echo "make release-check  builds wheel and sdist, and runs tests against the installed wheel (a minute)"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
+	@echo "make bench-trainability        does it help: small real tasks from every initialization (hours; goes on where it was)"
+	@echo "make bench-trainability-quick  a subset of it, in five minutes"
 	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
 demo: $(READY)
@@ -32,6 +35,21 @@ lint: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/bench_lsuv.py
 
+# MNIST and CIFAR-10: set GOODINIT_DATA_DIR to a folder that holds mnist/ and cifar10/ as parquet files. The subset needs neither.
+TRAINABILITY := PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m trainability
+bench-trainability: $(READY)
+	$(TRAINABILITY) run
+	$(TRAINABILITY) page
+
+bench-trainability-quick: $(READY)
+	$(TRAINABILITY) run --quick
+	$(TRAINABILITY) page
+
+# docs/trainability.md and docs/beyond-unit-variance.md, from the rows.
+trainability: $(READY)
+	$(TRAINABILITY) theory
+	$(TRAINABILITY) page
+
 # One thread: the models are small, and the row says how many there were.
 zoo: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo_table.py
@@ -39,6 +57,10 @@ zoo: $(READY)
 # The rows are made by `goodinit reproduce …`, see docs/paper.md.
 paper: $(READY)
 	$(BIN)/goodinit reproduce report --results benchmarks/results/paper --out docs/paper.md
+
+# The site, in build/site. Its theme advertises its successor unless told not to.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): pyproject.toml constraints.txt

@@ -548,7 +548,8 @@ def test_one_layer_registered_in_reverse_and_named_misleadingly():
 def test_the_signature():
     assert str(inspect.signature(lsuv_)).startswith("(model:")
     assert [p.name for p in inspect.signature(lsuv_).parameters.values()] == [
-        *("model", "data", "target_std", "pre_init", "forward", "skip", "generator", "mode", "batches", "tol", "distributed"),
+        *("model", "data", "target_std", "variance", "center", "target_mean"),
+        *("pre_init", "forward", "skip", "generator", "mode", "batches", "tol", "distributed"),
         *("device", "reset", "checkpoint"),
     ]
 

@@ -24,8 +24,8 @@ _DEEP = 50
 _LARGEST_TARGET = 1.5
 
 NO_SIGMOIDS = (
-    "LSUV cannot mend this: a sigmoid's slope is 1/4 at most and its outputs are all positive. Take tanh or ReLU between the "
-    "layers, or put normalization layers in front."
+    "LSUV as in the paper cannot mend this: a sigmoid's slope is 1/4 at most and its outputs are all positive. Take tanh or ReLU "
+    "between the layers, put normalization layers in front, or move the means: goodinit.lsuv_(model, data, center=True)."
 )
 
 
@@ -47,6 +47,9 @@ def against_loss_of_scale() -> str:
     return f"{LSUV} gives every output the std 1."
 
 
+AUTO = "goodinit.lsuv_(model, data, target_std='auto')"
+
+
 def against_collapse(layers: Sequence[Layer]) -> str:
     """Samples become alike."""
     kind = activation_of(layers)
@@ -54,8 +57,8 @@ def against_collapse(layers: Sequence[Layer]) -> str:
         return NO_SIGMOIDS
     if is_scaled(layers):
         return (
-            f"{_AS_LSUV_LEAVES} Depth does it, above all with non-linearities like ReLU, whose outputs have a mean: add "
-            "normalization layers or shortcuts, take tanh or SELU, or fewer layers."
+            f"{_AS_LSUV_LEAVES} Depth does it, above all with non-linearities like ReLU, whose outputs have a mean: {AUTO} looks "
+            "for means that keep samples apart; or add normalization layers or shortcuts, take tanh or SELU, or fewer layers."
         )
     deep = f" At {len(layers)} layers with {kind} part of it will stay." if kind in _RECTIFIERS and len(layers) > _DEEP else ""
     return f"{LSUV} sets the biases to 0, which are what is left in the outputs, and the stds to 1.{deep}"
@@ -77,9 +80,9 @@ def against_large_gradients(layers: Sequence[Layer]) -> str:
     if activation_of(layers) in _BOUNDED:
         return (
             "The stds are as LSUV leaves them, but weights that make up for what the non-linearity cuts off make the gradient "
-            f"grow: a smaller target helps, goodinit.lsuv_(model, data, target_std={_middle(layers) / 2:.1g})."
+            f"grow: a smaller target helps, goodinit.lsuv_(model, data, target_std={_middle(layers) / 2:.1g}), or {AUTO}."
         )
-    return f"{_AS_LSUV_LEAVES} Add shortcuts or normalization layers, or clip the gradient."
+    return f"{_AS_LSUV_LEAVES} {AUTO} looks for a target that keeps it; or add shortcuts or normalization layers, or clip it."
 
 
 def against_saturation(layers: Sequence[Layer]) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard, sharded
+from goodinit import auto, guard, sharded
 from goodinit.batches import Call, Calls, Forward
+from goodinit.choice import Choice
 from goodinit.errors import GoodinitWarning, ModelError, OptionError
 from goodinit.intercept import intercept
 from goodinit.meta import Materializer, target_device
-from goodinit.options import Options, PreInit, Reset, Targets, check_model
+from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
 from goodinit.progress import progress
 from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
@@ -33,12 +35,17 @@ from goodinit.shards import Shards, purpose_of
 from goodinit.sweeps import Sweeper, Swept
 from goodinit.weights import Key
 
+_MOST_ATTEMPTS = 4
+
 
 def lsuv_(
     model: nn.Module,
     data: Any,
     *,
-    target_std: Targets = 1.0,
+    target_std: Targets | Literal["auto"] = 1.0,
+    variance: Variance = "all",
+    center: bool = False,
+    target_mean: float = 0.0,
     pre_init: PreInit = "orthonormal",
     forward: Forward | None = None,
     skip: str | Iterable[str] = (),
@@ -66,7 +73,15 @@ def lsuv_(
             passed as the model's forward requires, so that labels are left out; the report's ``batch`` says so. Inputs
             should have a variance of about 1.
         target_std: the std to reach, or a mapping from patterns to std, ``{"head*": 0.1}``: the first match counts, 1
-            where none does.
+            where none does. ``"auto"``: the target, and whether to centre, are chosen by what forward and backward passes
+            show (eleven and five at most), and the output of the model gets 0.1: see `goodinit.auto` and the report's ``choice``.
+        variance: which variance is brought to the target's square: that over ``"all"`` elements of the output (the paper's);
+            between ``"samples"``, averaged over all else, which the same output for every sample does not pass; or of each of the
+            ``"channels"`` by itself, by scaling the rows of the weight.
+        center: whether each channel's mean over the batch is removed, in the same pass, through the operator's bias; an operator
+            without one is left as it is, and the report says so. The std is that of what is left.
+        target_mean: what ``center=True`` brings the means to, in units of the target std. At 1 to 2 a ReLU is nearly linear. The
+            last operator's, which makes the model's output, becomes 0.
         pre_init: ``"orthonormal"``: drawn uniformly; ``"structured"``: orthonormal too, nearly uniform, and for large matrices
             many times faster, see `goodinit.structured`; None to keep weights and biases and only scale the weights, so that the
             output with its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
@@ -120,58 +135,98 @@ def lsuv_(
     1.0
     """
     start = time.perf_counter()
-    target = target_device(model, device)
-    check_model(model, meta=target is not None)
-    options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
+    automatic = isinstance(target_std, str)
+    targets: Targets = 1.0 if isinstance(target_std, str) else target_std
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
-    _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
-    ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
+    with ranks.together():
+        target = target_device(model, device)
+        check_model(model, meta=target is not None)
+        options = Options.checked(
+            model,
+            targets,
+            pre_init,
+            skip,
+            mode,
+            batches=batches,
+            tol=tol,
+            variance=variance,
+            center=center,
+            target_mean=target_mean,
+        )
+        _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
+        if automatic:
+            auto.check(target_std, ranks, center=center, batches=batches)
+        if automatic or not options.plain:
+            _refuse_parts(model, device=target, checkpoint=checkpoint)
+    ranks.careful = ranks.careful or not options.plain
+    sharded.reshard(model)
+    randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
+    choice: Choice | None = None
     with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
         shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards)
-        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
+        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
-            scaling = make()
-            memory.begin(scaling)
-            try:
-                _run(model, ranks, calls.first, scaling, memory)
-            except MismatchError:  # a pass in which the processes were not at the same operators
-                undo.restore()
-                ranks.careful, scaling = True, make()
-                _run(model, ranks, calls.first, scaling)
-            memory.rest()
-            scaling.draw_unused(model)
-            memory.check()
-            records = scaling.ledger.records()
+            run = partial(_run, model, ranks)
+            if automatic:
+                scaling, choice = auto.choose_(
+                    model,
+                    calls.first,
+                    options,
+                    run=lambda call, scaling_: run(call, None, scaling_),
+                    make=lambda tried, drawn: Scaling(tried, undo, randomness, ranks, drawn=drawn),
+                    begin=randomness.begin_forward,
+                )
+            else:
+                starting_again = partial(_starting_again, model, undo, randomness)
+                scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
+            with ranks.together():
+                scaling.finish()
+                memory.rest()
+                scaling.draw_unused(model)
+                memory.check()
+                records = scaling.ledger.records()
+                _refuse_nothing_reached(model, records, calls.first)
             if batches > 1:
-                with ranks.together():
-                    swept = Sweeper(
-                        model,
-                        calls,
-                        ranks,
-                        run=partial(_run, model, ranks),
-                        again=lambda goals: make(goals=goals),
-                        tol=tol,
-                        begin=randomness.begin_forward,
-                        watch=lambda calls_: progress(calls_, batches, "goodinit: batches"),
-                    ).sweep_(scaling)
+                swept = Sweeper(
+                    model,
+                    calls,
+                    ranks,
+                    run=lambda call, scaling_: run(call, None, scaling_),
+                    again=lambda goals: make(goals=goals, zeroed=scaling.zeroed),
+                    tol=tol,
+                    begin=randomness.begin_forward,
+                    watch=lambda calls_: progress(calls_, batches, "goodinit: batches") if ranks.rank == 0 else calls_,
+                ).sweep_(scaling)
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
-        if all(record.status == "unused" for record in records):
-            raise ModelError(
-                f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
-                f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
-            )
+        passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
         seconds = time.perf_counter() - start
-        report = Report(
-            records, 1 + swept.passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps
-        )
+        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice)
         _warn(report, batches, swept)
     return report
+
+
+def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> None:
+    """What looks at single channels, or at a model again, needs all of it in memory.
+
+    Raises:
+        OptionError: a process holds but a part of the weights, or they are written as they are finished.
+    """
+    if any(sharded.is_sharded(p) for p in model.parameters()):
+        raise OptionError(
+            "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, "
+            "tensor parallelism). Initialize before fully_shard or parallelize_module"
+        )
+    if device is not None or checkpoint is not None:
+        raise OptionError(
+            "center=, variance= and target_std='auto' need a model in memory, and write no checkpoint: give it memory first "
+            "(model.to_empty(device=…)), and leave device= and checkpoint= out"
+        )
 
 
 def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: object) -> None:
@@ -184,16 +239,45 @@ def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: obje
         raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
 
 
-def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: Materializer | None = None) -> None:
+def _first_pass(
+    make: Callable[[], Scaling],
+    run: Callable[[Scaling], None],
+    ranks: Ranks,
+    starting_again: Callable[[], AbstractContextManager[None]],
+) -> Scaling:
+    """The pass that draws and scales; once more from the start if the processes did not come to operators in one order."""
+    for attempt in range(_MOST_ATTEMPTS):
+        scaling, careful = make(), ranks.careful
+        try:
+            with starting_again() if ranks.size > 1 else nullcontext():
+                run(scaling)
+        except MismatchError:
+            if careful and attempt == _MOST_ATTEMPTS - 1:
+                break  # the weights are the same everywhere, if some are not of all data
+        else:
+            break
+    return scaling
+
+
+@contextmanager
+def _starting_again(model: nn.Module, undo: guard.Undo, randomness: guard.Randomness) -> Iterator[None]:
+    """Begin as a first attempt does."""
+    undo.restore()
+    randomness.begin_forward()
+    with guard.restored(model):
+        yield
+
+
+def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None, scaling: Scaling) -> None:
     """One forward pass, in which weights are scaled: with all other processes, whatever becomes of it in this one."""
     sharded.reshard(model)
-    ranks.begin()
     failure: BaseException | None = None
     try:
-        with scaling.explained(call), intercept(model, scaling, scaling.prepare, memory or None) as seen:
-            scaling.weights = seen.weights
-            if memory:
-                memory.weights = seen.weights
+        seen = intercept(model, scaling, scaling.prepare, memory or None)
+        scaling.weights = seen.weights
+        if memory is not None:
+            memory.begin(scaling, seen.weights)
+        with scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
             call(model)
     except BaseException as error:
         failure = error
@@ -201,6 +285,14 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: M
     finally:
         sharded.reshard(model)
         ranks.end(failure, scaling.adopt)
+
+
+def _refuse_nothing_reached(model: nn.Module, records: Sequence[Record], call: Call) -> None:
+    if all(record.status == "unused" for record in records):
+        raise ModelError(
+            f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, bilinear, "
+            f"matmul, einsum, addmm with one of its parameters (it was given {call})"
+        )
 
 
 def _pooled(record: Record, swept: Swept, key: Key) -> Record:
@@ -218,8 +310,9 @@ def _warn(report: Report, batches: int, swept: Swept) -> None:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
         warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
-    if swept.sweeps and swept.batches < batches:
-        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {swept.batches}", GoodinitWarning, stacklevel=3)
+    if swept.sweeps and swept.fewest < batches:
+        had = f"{swept.fewest}" if swept.fewest == swept.batches else f"{swept.fewest} to {swept.batches} in the processes"
+        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {had}", GoodinitWarning, stacklevel=3)
     if not swept.converged:
         stds = {r.name: (r.std_after, r.target) for r in report if r.spread is not None and r.std_after is not None}
         worst = max(stds, key=lambda name: abs(stds[name][0] / stds[name][1] - 1))

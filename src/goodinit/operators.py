@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goodinit.computed import Sources
-from goodinit.operation import Cut, Layout, Operation
+from goodinit.operation import Channels, Cut, Layout, Operation
 
 Function = Callable[..., Any]
 Arguments = dict[str, Any]
@@ -48,6 +48,7 @@ def _linear(function: Function, a: Arguments, weights: Sources) -> Operation | N
         bias=bias,
         bias_weight=weights.find(bias),
         cuts=(Cut(0, -1, stacked),) if stacked > 1 else (),
+        channels=Channels(-1, 0) if columns else None,
     )
 
 
@@ -59,14 +60,16 @@ def _convolution(function: Function, a: Arguments, weights: Sources) -> Operatio
     dims = weight.tensor.dim()
     if bias is not None:
         bias = bias.view(-1, *[1] * (dims - 2))
+    transposed, groups = "transpose" in name_of(function), a.get("groups", 1)
     return Operation(
         name_of(function),
         weight,
-        Layout(rows=(0,), columns=tuple(range(1, dims)), groups=a.get("groups", 1)),
+        Layout(rows=(0,), columns=tuple(range(1, dims)), groups=groups),
         lambda: function(**{**a, "bias": None}),
         _shapes(a["input"]),
         bias=bias,
         bias_weight=weights.find(bias),
+        channels=Channels(1 - dims, 1, groups) if transposed else Channels(1 - dims, 0),
     )
 
 
@@ -113,7 +116,9 @@ def _contraction(function: Function, a: Arguments, weights: Sources) -> Operatio
     layout = Layout(rows=tuple(i for i in range(n) if i not in columns), columns=columns)
     data = right if found[1] is None else left
     given = {"dims": dims} if "dims" in a else {}
-    return Operation(name_of(function), weight, layout, lambda: function(left, right, **given), _shapes(data))
+    output_axis = -1 if found[1] is not None else len(columns) - data.dim() - 1
+    channels = Channels(output_axis, layout.rows[0]) if len(layout.rows) == 1 else None
+    return Operation(name_of(function), weight, layout, lambda: function(left, right, **given), _shapes(data), channels=channels)
 
 
 def _added_product(function: Function, a: Arguments, weights: Sources) -> Operation | None:
@@ -155,7 +160,9 @@ def _one_sided(kind: str, left: Tensor, right: Tensor, linear_part: Callable[[],
     # The k-th batch axis from the right is the same in the weight and the output; a vector operand has dropped one axis.
     dropped = 1 if (left if on_the_right else right).dim() == 1 else 0
     cuts = tuple(Cut(i, i - n + dropped, w.shape[i]) for i in layout.batch if w.shape[i] > 1)
-    return Operation(kind, weight, layout, linear_part, _shapes(left if on_the_right else right), cuts=cuts)
+    channels = Channels(-1 if on_the_right or dropped else -2, layout.rows[0]) if n > 1 else None
+    data = _shapes(left if on_the_right else right)
+    return Operation(kind, weight, layout, linear_part, data, cuts=cuts, channels=channels)
 
 
 def _einsum(function: Function, a: Arguments, weights: Sources) -> Operation | None:
@@ -193,8 +200,15 @@ def _einsum(function: Function, a: Arguments, weights: Sources) -> Operation | N
         return tail.index(letter) - len(tail) if letter in tail else head.index(letter)
 
     cuts = tuple(Cut(i, axis(letters[i]), weight.tensor.shape[i]) for i in batch if weight.tensor.shape[i] > 1)
+    layout, one_row = Layout(rows, columns, batch), len(rows) == 1 and axis(letters[rows[0]]) < 0
     return Operation(
-        "einsum", weight, Layout(rows, columns, batch), lambda: function(equation, *operands), _shapes(*data), cuts=cuts
+        "einsum",
+        weight,
+        layout,
+        lambda: function(equation, *operands),
+        _shapes(*data),
+        cuts=cuts,
+        channels=Channels(axis(letters[rows[0]]), rows[0]) if one_row else None,
     )
 
 
@@ -292,6 +306,7 @@ def _without_repeats(operation: Operation) -> Operation | None:
         if w.stride(axis) == 0 and w.shape[axis] > 1:
             operation.weight = operation.weight.at_first(axis)
             operation.layout = operation.layout.without(axis)
+            operation.channels = None if operation.channels is None else operation.channels.without(axis)
             kept = [cut for cut in operation.cuts if cut.weight_axis != axis]
             operation.cuts = [cut._replace(weight_axis=cut.weight_axis - (cut.weight_axis > axis)) for cut in kept]
     return operation if operation.layout.rows or operation.layout.columns else None

@@ -9,11 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from goodinit import sharded
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.weights import Weight, matches
 
 PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]
+Variance = Literal["all", "samples", "channels"]
+VARIANCES = ("all", "samples", "channels")
 Reset = Callable[[nn.Module], object]
 """Gives the tensors of a module, but not of those inside it, their first values."""
 
@@ -25,6 +28,11 @@ class Options:
     target_std: Targets
     pre_init: PreInit
     skip: tuple[str, ...]
+    variance: Variance = "all"
+    center: bool = False
+    target_mean: float = 0.0
+    head: tuple[str, float] | None = None
+    """The weight that makes the model's output, and the largest std that this is to have: what ``"auto"`` adds."""
 
     @classmethod
     def checked(
@@ -37,12 +45,15 @@ class Options:
         *,
         batches: int = 1,
         tol: float = 0.01,
+        variance: Variance = "all",
+        center: bool = False,
+        target_mean: float = 0.0,
     ) -> Options:
         """Options that can be meant.
 
         Raises:
-            OptionError: a target that is not a positive number, an unknown ``pre_init`` or ``mode``, a pattern without
-                a match, a number of batches or a tolerance that cannot be meant.
+            OptionError: a target that is not a positive number, an unknown ``pre_init``, ``mode`` or ``variance``, a pattern
+                without a match, a number of batches or a tolerance that cannot be meant.
         """
         if mode not in ("train", "eval"):
             raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
@@ -50,22 +61,36 @@ class Options:
             raise OptionError(f"batches must be 1 or more; got {batches!r}")
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
             raise OptionError(f"tol must be between 0 and 1; got {tol!r}")
+        _check_measure(variance, center, target_mean, batches)
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
         for value in targets.values():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise OptionError(f"target_std must be a positive number or a mapping from patterns to such; got {value!r}")
+                raise OptionError(
+                    f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {value!r}"
+                )
         if not (pre_init is None or pre_init in ("orthonormal", "structured") or callable(pre_init)):
             raise OptionError(
                 f"pre_init must be 'orthonormal', 'structured', None or a function that fills a tensor; got {pre_init!r}"
             )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)
-        return cls(target_std, pre_init, skip)
+        return cls(target_std, pre_init, skip, variance, center, float(target_mean))
+
+    @property
+    def plain(self) -> bool:
+        """Whether outputs are measured as in the paper."""
+        return self.variance == "all" and not self.center
+
+    def __str__(self) -> str:
+        """The same in every process."""
+        pre_init = getattr(self.pre_init, "__qualname__", type(self.pre_init)) if callable(self.pre_init) else repr(self.pre_init)
+        return f"target_std={self.target_std}, pre_init={pre_init}, skip={self.skip}"
 
     def target(self, name: str) -> float:
         """The std that the output of this weight should have."""
-        return next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+        target = next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+        return min(target, self.head[1]) if self.head is not None and self.head[0] == name else target
 
     def skips(self, name: str) -> bool:
         """Whether a pattern of ``skip`` means this parameter."""
@@ -87,6 +112,22 @@ class Options:
         return self.target_std if isinstance(self.target_std, Mapping) else {"*": self.target_std}
 
 
+def _check_measure(variance: str, center: object, mean: object, batches: int) -> None:
+    if variance not in VARIANCES:
+        raise OptionError(
+            f"variance must be 'all', 'samples' or 'channels'; got {variance!r}{did_you_mean(str(variance), VARIANCES)}"
+        )
+    if not isinstance(center, bool):
+        raise OptionError(f"center must be True or False; got {center!r}. target_mean= takes a number")
+    if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not abs(mean) < float("inf"):
+        raise OptionError(f"target_mean must be a number; got {mean!r}")
+    if mean and not center:
+        raise OptionError(f"target_mean={mean!r} is what center=True brings the channels' means to; got center=False")
+    if batches > 1 and (center or variance != "all"):
+        asked = "center=True" if center else f"variance={variance!r}"
+        raise OptionError(f"{asked} measures one batch; got batches={batches}. A larger batch does the same")
+
+
 def check_model(model: object, *, meta: bool = False) -> None:
     """Refuse what no forward pass could initialize; ``meta``: whether weights may be on the meta device.
 
@@ -100,6 +141,11 @@ def check_model(model: object, *, meta: bool = False) -> None:
         raise ModelError(
             f"{scripted} is TorchScript, whose operators cannot be reached from Python; initialize the module before "
             "torch.jit.script or torch.jit.trace"
+        )
+    if sharded.has_flat_parameters(model):
+        raise ModelError(
+            "FullyShardedDataParallel keeps weights as pieces of flat parameters, which cannot be initialized: do so before "
+            "wrapping the model, or use torch.distributed.fsdp.fully_shard"
         )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to initialize")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from goodinit.options import Variance
 from goodinit.orthonormal import orthonormal_
 from goodinit.seeds import Seeds
 
@@ -65,6 +66,72 @@ def lsuv_reference_(
     return passes
 
 
+@torch.no_grad()
+def scale_and_centre_reference_(
+    model: nn.Module,
+    forward: Callable[[], object],
+    *,
+    target_std: float = 1.0,
+    variance: Variance = "all",
+    center: bool = False,
+    tol: float = 1e-5,
+    t_max: int = 20,
+) -> int:
+    """The second half of Algorithm 1 with the options that are not the paper's, by whole forward passes; weights are not drawn.
+
+    Args:
+        model: its layers are its Linear, Bilinear and (transposed) convolution modules.
+        forward: runs the model on a mini-batch, the same at every call, without dropout.
+        target_std: the std to reach.
+        variance: over ``"all"`` of an output, between ``"samples"``, or of each of the ``"channels"``: see `goodinit.lsuv_`.
+        center: whether the mean of every channel is brought to 0, where the layer has a bias.
+        tol: the largest relative deviation of a std, and of a mean from 0 as a share of the std.
+        t_max: the most trials a layer.
+
+    Returns:
+        The number of forward passes it took.
+    """
+    passes = 1
+    for layer in layers_in_call_order(model, forward):
+        centred = center and layer.bias is not None
+        for _ in range(t_max):
+            output = first_output(layer, forward)
+            passes += 1
+            channels = output.movedim(_channel_axis(layer, output), 0).flatten(1)
+            means = channels.mean(1)
+            if variance == "samples":
+                std = output.var(0, correction=0).mean().sqrt().expand(len(channels))
+            elif variance == "channels":
+                std = channels.var(1, correction=0).sqrt()
+            else:
+                centred_channels = channels - means[:, None] if centred else channels
+                std = centred_channels.var(correction=0).sqrt().expand(len(channels))
+            off = (std / target_std - 1).abs().max()
+            if off < tol and (not centred or (means.abs() < tol * std).all()):
+                break
+            scale_channels_(layer, target_std / std)
+            if layer.bias is not None and centred:
+                # What the bias added is part of the mean; the rest was multiplied just now.
+                layer.bias.copy_((layer.bias - means) * target_std / std)
+    return passes
+
+
+def _channel_axis(layer: Layer, output: Tensor) -> int:
+    """Of the layer's output: the last, and of a convolution that before the positions."""
+    return output.dim() - 1 if isinstance(layer, (nn.Linear, nn.Bilinear)) else output.dim() + 1 - layer.weight.dim()
+
+
+def scale_channels_(layer: Layer, factors: Tensor) -> None:
+    """Multiply the weights that make each channel of the output."""
+    for channel, factor in enumerate(factors):
+        if isinstance(layer, nn.modules.conv._ConvTransposeNd):
+            group, row = divmod(channel, layer.weight.shape[1])
+            inputs = layer.weight.shape[0] // layer.groups
+            layer.weight[group * inputs : (group + 1) * inputs, row] *= factor
+        else:
+            layer.weight[channel] *= factor
+
+
 def layers_in_call_order(model: nn.Module, forward: Callable[[], object]) -> list[Layer]:
     """The layers that a forward pass uses, each once, in the order of their first use."""
     order: dict[Layer, None] = {}
@@ -83,15 +150,20 @@ def layers_in_call_order(model: nn.Module, forward: Callable[[], object]) -> lis
 
 def variance_of_output(layer: nn.Module, forward: Callable[[], object]) -> float:
     """Var(B_L): over all elements of the layer's first output in a forward pass."""
-    variances: list[float] = []
+    return first_output(layer, forward).var(correction=0).item()
 
-    def measure(_layer: nn.Module, _args: object, output: Tensor) -> None:
-        # Here and now: the next operator may overwrite the output.
-        variances.append(output.double().var(correction=0).item())
 
-    hook = layer.register_forward_hook(measure)
+def first_output(layer: nn.Module, forward: Callable[[], object]) -> Tensor:
+    """B_L: the layer's first output in a forward pass, in float64."""
+    outputs: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _args: object, output: Tensor) -> None:
+        # A copy, here and now: the next operator may overwrite the output.
+        outputs.append(output.detach().to(torch.float64, copy=True))
+
+    hook = layer.register_forward_hook(keep)
     try:
         forward()
     finally:
         hook.remove()
-    return variances[0]
+    return outputs[0]

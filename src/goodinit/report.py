@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from goodinit.signals import Signal
 
+from goodinit.choice import Choice
+
 # Status -> what it means. The order is that of the summary line.
 STATUSES: dict[str, str] = {
     "scaled": "its output has the target std",
@@ -58,6 +60,8 @@ class Record:
     """Std of the output at every use, in order; more than one for a shared weight."""
     spread: float | None = None
     """Of several batches: standard deviation of the std from batch to batch, as a share of the std over all of them."""
+    note: str = ""
+    """What could not be done as it was asked for."""
 
     @property
     def ok(self) -> bool:
@@ -82,6 +86,8 @@ class Report:
     """Over how many batches the stds were pooled."""
     sweeps: int = 0
     """How often all of them were measured."""
+    choice: Choice | None = None
+    """Of ``target_std="auto"``: what was chosen, and why."""
 
     @property
     def ok(self) -> bool:
@@ -119,10 +125,15 @@ class Report:
         if unknown:
             raise ValueError(f"not a goodinit report: fields missing or unknown: {sorted(unknown)}")
         records = tuple(Record(**{**r, "shape": tuple(r["shape"]), "uses": tuple(r["uses"])}) for r in raw.pop("records"))
-        return cls(records=records, **raw)
+        chosen = raw.pop("choice")
+        return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
 
     def __str__(self) -> str:
-        return "\n".join([table(_COLUMNS, map(_cells, self.records), right=_RIGHT), self.summary()])
+        parts = [table(*self._table(), right=_RIGHT), self.summary()]
+        return "\n".join([*parts, *([] if self.choice is None else [str(self.choice)])])
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return _COLUMNS, [_cells(record) for record in self.records]
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -177,7 +188,8 @@ class Report:
         from rich.console import Group  # noqa: PLC0415 - an extra; only rich calls this
 
         styles = [None if r.status in ("scaled", "shared", "drawn") else "dim" if r.ok else "bold red" for r in self.records]
-        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), self.summary())
+        below = [self.summary(), *([] if self.choice is None else [str(self.choice)])]
+        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), *below)
 
 
 _COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
@@ -198,8 +210,9 @@ def _cells(record: Record) -> tuple[str, ...]:
 
 
 def status_of(record: Record) -> str:
-    """Of a weight that is used several times with its uses."""
-    return record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
+    """Of a weight that is used several times with its uses; and what could not be done."""
+    status = record.status if len(record.uses) < 2 else f"{record.status} ({len(record.uses)} uses, std {_span(record.uses)})"
+    return f"{status}; {record.note}" if record.note else status
 
 
 def _span(values: Iterable[float]) -> str:

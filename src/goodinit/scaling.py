@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,17 +14,41 @@ from torch import Tensor, nn
 
 from goodinit import guard, sharded
 from goodinit.batches import Call
+from goodinit.centring import Rule, Rules, Shift
 from goodinit.computed import Sources
-from goodinit.errors import NonFiniteError, annotate
+from goodinit.covered import Covered
+from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
 from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
-from goodinit.outputs import Statistic, fingerprint, scaling_of, statistic
+from goodinit.outputs import Statistic, fingerprint, scaling_of
 from goodinit.ranks import Ranks
 from goodinit.shards import Progress, Shards
-from goodinit.weights import Covered, Key
+from goodinit.weights import Key
+
+
+class Drawn:
+    """The weights that were drawn; and, for passes that begin with them anew, how they were then."""
+
+    def __init__(self, *, keeping: bool = False) -> None:
+        self.keys: set[Key] = set()
+        self.seconds = 0.0
+        self._keeping = keeping
+        self._kept: dict[Key, tuple[Tensor, Tensor]] = {}
+
+    def keep(self, operation: Operation) -> None:
+        """Weight and bias as they are now."""
+        biases = () if operation.bias_weight is None else operation.bias_weight.roots()
+        for root in (*operation.weight.roots(), *biases) if self._keeping else ():
+            tensor = root.tensor.detach()
+            self._kept.setdefault(root.key, (tensor, tensor.clone()))
+
+    def restore(self) -> None:
+        """All of them as they were when they were drawn."""
+        for tensor, copy in self._kept.values():
+            tensor.copy_(copy)
 
 
 class Scaling:
@@ -42,15 +66,19 @@ class Scaling:
         *,
         prints: bool = False,
         goals: Mapping[Key, float] | None = None,
+        drawn: Drawn | None = None,
         shards: Shards | None = None,
+        zeroed: Iterable[Key] = (),
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
-        nothing is drawn any more. ``shards``: where finished weights are written to, and what an interrupted call left there.
+        nothing is drawn any more; ``zeroed``: biases known to be zero in it. ``drawn``: what an earlier pass drew. ``shards``:
+        where finished weights are written to, and what an interrupted call left there.
         """
         self.ledger = Ledger()
-        self.sampling_seconds = 0.0
         self.prints: dict[Key, Tensor] = {}
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
+        self.zeroed: set[Key] = set(zeroed)
+        """Biases that are zero now."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -59,14 +87,25 @@ class Scaling:
         self.weights: Sources | None = None
         """Of the model, once a pass has begun."""
         self._ranks = ranks
-        self._drawn: set[Key] = set()
+        self._drawn = Drawn() if drawn is None else drawn
+        self._rules = Rules(options)
+        self._shunned: list[str] = []
+        self.last: str | None = None
+        """The weight that the last operator used, if it was scaled there."""
+        self._last_shift: Shift | None = None
         self._options = options
         self._undo = undo
         self._randomness = randomness
         self._covered = Covered()
+        self._adopted: set[Key] = set()
         self._idle: list[Operation] = []
         self._current: Operation | None = None
         self._done: list[str] = []
+
+    @property
+    def sampling_seconds(self) -> float:
+        """Spent in drawing weights, by this pass and those before it that drew for it."""
+        return self._drawn.seconds
 
     def __call__(self, operation: Operation) -> Tensor:
         """The output that the operator would have with its final weight."""
@@ -94,36 +133,50 @@ class Scaling:
         left_alone = self._options.left_alone(weight) or (None if again else weight.obstacle)
         if again:
             weight.refresh()
-        elif left_alone is None and weight.key not in self._drawn:
+        elif left_alone is None and weight.key not in self._drawn.keys:
             self._draw(operation)
         z = sharded.added_up(operation.linear_part())
+        self._last_shift = None
         for part in operation.parts(z):
             target = self._options.target(part.weight.name)
             alone = again or left_alone is not None or self._ranks.size == 1
             if not part.z.numel() and alone:  # an expert that no token reached
                 self._idle.append(replace(operation, weight=part.weight, cuts=()))
                 continue
-            found = statistic(part)
+            changed = not (again and part.weight in self._covered) and left_alone is None
+            rule = self._rules.of(operation, part, changed=changed)
+            found = rule.measured(part)
             if again and part.weight in self._covered:
-                self.ledger.use_again(part.weight, operation.kind, target, found.std)
+                if part.weight.key in self._adopted:
+                    self._adopted.remove(part.weight.key)
+                    self._ranks.come_late(part.weight)
+                self.ledger.use_again(part.weight, operation.kind, target, rule.std(found))
             elif left_alone is not None:
-                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(found.std))
+                self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(rule.std(found)))
             elif self._goals is not None and part.weight.key not in self._goals:
-                self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(found.std))
+                self.ledger.enter(part.weight, operation.kind, target, "skipped", Outcome(rule.std(found)))
             elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
                 self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
-                found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
-                self._scale(operation.kind, part, found)
+                pooled = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
+                self._scale(operation.kind, part, pooled, found.m2 if self._ranks.size > 1 else None, rule)
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
+            self.last = part.weight.name if changed and not part.weight.embedded else None
         return z
 
-    def _scale(self, kind: str, part: Part, found: Statistic) -> None:
+    def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
         """Give an output its target std."""
         weight, target = part.weight, self._options.target(part.weight.name)
-        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key])
+        if rule is not None and rule.groups is not None:
+            for root in () if rule.bias is None else rule.bias.roots():
+                self._undo.remember(root.held)
+            outcome, self._last_shift = rule.apply_(part, found, target)
+            self.ledger.enter(weight, kind, target, "scaled", outcome)
+            return
+        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
+        outcome = outcome if rule is None else replace(outcome, note=rule.note)
         weight.scale_(factor)
         part.z.mul_(factor)
         self.ledger.enter(weight, kind, target, "scaled", outcome)
@@ -135,35 +188,44 @@ class Scaling:
         weight = part.weight
         if weight in self._covered or self._options.left_alone(weight) or weight.obstacle:
             return
+        if not self._rules.plain:
+            self._shunned.append(weight.name)
+            return
         if self._goals is not None and weight.key not in self._goals:
             return
-        if operation.weight.key not in self._drawn:
+        if operation.weight.key not in self._drawn.keys:
             self._draw(operation)
-        self._scale(operation.kind, part, found)
+        self._scale(operation.kind, part, found, torch.zeros((), device=found.m2.device))
         self._covered.add(weight)
+        self._adopted.add(weight.key)
 
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
-        self._drawn.add(operation.weight.key)
+        self._drawn.keys.add(operation.weight.key)
         place = str(operation.weight.place)
         if place in self._places_drawn:  # by an interrupted call
             return
         self._places_drawn.add(place)
         for root in operation.weight.roots():
             self._undo.remember(root.held)
-        pre_init = self._options.pre_init
-        if pre_init is None or self._goals is not None:
-            return
+        if self._options.pre_init is not None and self._goals is None:
+            self._fill_both(operation, self._options.pre_init)
+        self._drawn.keep(operation)
+        if operation.bias_weight is not None and operation.bias_weight.key in self.zeroed and self._rules.plain:
+            operation.bias = None  # saves adding it
+
+    def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
         start = time.perf_counter()
         operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
-        self.sampling_seconds += time.perf_counter() - start
+        self._drawn.seconds += time.perf_counter() - start
         bias = operation.bias_weight
-        if bias is not None and bias.parameter.requires_grad and not self._options.skips(bias.name):
+        kept = bias is None or not bias.parameter.requires_grad or self._options.skips(bias.name) or self._rules.hold(bias)
+        if bias is not None and not kept:
             for root in bias.roots():
                 self._undo.remember(root.held)
                 root.zero_(operation.zero_bias_)
             bias.refresh()
-            operation.bias = None  # saves adding it
+            self.zeroed.add(bias.key)
 
     def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if callable(pre_init):
@@ -180,27 +242,46 @@ class Scaling:
         if weight in self._covered:
             return
         left_alone = self._options.left_alone(weight) or weight.obstacle
-        if left_alone is None and status != "unsupported":
+        if left_alone is None and status != "unsupported" and weight.key not in self._drawn.keys:
             self._draw(operation)
         self._covered.add(weight)
         self.ledger.enter(weight, operation.kind, self._options.target(weight.name), left_alone or status, Outcome())
 
+    def finish(self) -> None:
+        """The pass is over: its last operator made the model's output, which has the mean 0 whatever the others have.
+
+        Refuse weights that this process does not use and others do, where more than one number is known of their outputs.
+
+        Raises:
+            ModelError: there are such.
+        """
+        if self._last_shift is not None:
+            self._last_shift.undo_()
+            self._last_shift = None
+        if self._shunned:
+            raise ModelError(
+                f"this process's data does not use {self._shunned[0]!r} when that of another process does; center= and variance= "
+                "need data that uses every weight, in the same order, in all processes"
+            )
+
     def progress(self) -> Progress:
         """What has been finished by now; waits for the device."""
-        return Progress(self._randomness.seed(), sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
+        return Progress(self._randomness.followed, sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""
         assert self.weights is not None
         touched = self.weights.touched()
         for operation in (*self._idle, *module_operations(model, self.weights)):
-            self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
+            self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 
     @contextmanager
     def explained(self, call: Call) -> Iterator[None]:
         """Say of an exception of the model's how far its forward got, and whether NaN led to it."""
         try:
             yield
+        except RankError:
+            raise
         except Exception as error:
             try:
                 self.ledger.records()

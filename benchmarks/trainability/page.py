@@ -1,0 +1,302 @@
+"""docs/trainability.md, from the rows: what helps where, in tables and two figures."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from goodinit.files import write_whole
+from goodinit.paper.files import read_lines
+from trainability.contestants import CONTESTANTS
+from trainability.protocol import GRID, SEEDS, plan
+from trainability.runner import sessions_of
+from trainability.summary import (
+    TIE,
+    AverageRank,
+    Standing,
+    Summary,
+    average_ranks,
+    compared_with,
+    critical_difference,
+    is_other,
+    runs_in,
+)
+from trainability.tasks import TASKS
+
+_OURS = "lsuv-auto"
+_SHOWN = (
+    *("default", "glorot", "he", "orthonormal", "lsuv", "lsuv-auto", "lsuv-package"),
+    *("anyinit", "anyinit-empirical", "gradinit", "normalized"),
+)
+
+
+def write_pages(rows: Path, docs: Path) -> None:
+    """Write the page and its figures."""
+    from trainability.pictures import write_figures
+    from trainability.theory import write_theory
+
+    found = read_lines(rows)
+    summary = Summary(found)
+    write_figures(summary, docs / "figures")
+    write_whole(docs / "trainability.md", page(summary, read_lines(sessions_of(rows))).encode())
+    write_theory(rows.with_name("trainability-theory.jsonl"), docs)
+
+
+def page(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
+    """All of it."""
+    parts = [
+        _HEAD,
+        _coverage(summary),
+        _ranks(summary),
+        _against(summary, _OURS, 'What `target_std="auto"` comes to', _AUTO),
+        _against(summary, "lsuv", "Plain LSUV, as in the paper", _PLAIN),
+        _advice(summary),
+        _grid(summary, "share", "Which train at all", _SHARE, lambda s: f"{100 * s.share:.0f}"),
+        _grid(summary, "error", "Errors after equal steps", _STEPS, _value),
+        _PICTURE,
+        _grid(summary, "at_time", "Errors after equal time", _TIME, lambda s: _three(s.at_time)),
+        _options(summary),
+        _costs(summary),
+        _protocol(summary, sessions),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_HEAD = """# Does it help?
+
+Small real tasks, most of them networks without normalization layers, trained from every initialization by one protocol. This page
+is made from the committed rows, `benchmarks/results/trainability.jsonl`, by `python -m trainability page`;
+`make bench-trainability` makes the rows. Why a std of 1 is not all that matters, and what is done about it:
+[beyond unit variance](beyond-unit-variance.md)."""
+
+_PICTURE = "![Error on the test by seconds](figures/trainability-time.png)"
+_AUTO = (
+    "Against the best of the other contestants that leave the network as it is (so neither other settings of `lsuv_` nor blocks "
+)
+_AUTO += "or layers of another kind)."
+_PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
+_SHARE = "Percent of the compared points of the grid (learning rates of both solvers, seeds) whose error came under the task's "
+_SHARE += "threshold at some time: how forgiving an initialization is of the choice of a learning rate."
+_STEPS = (
+    "At the learning rate and solver that end best, mean over seeds; bold: the least of the unassisted. Classifiers: share of "
+)
+_STEPS += "errors; regressions: share of the variance left; text: nats a letter."
+_TIME = "After the time that half of the steps take, the initialization's included, at the best learning rate."
+
+
+def _coverage(summary: Summary) -> str:
+    wanted = {run.key for run in plan()}
+    have = runs_in(summary.rows) & wanted
+    seeds = sorted({row["seed"] for row in summary.rows})
+    line = f"**Coverage: {len(have):,} of the {len(wanted):,} runs of the plan** ({len(have) / len(wanted):.1%}), "
+    line += f"{len(seeds)} of {SEEDS} seeds, {len(summary.tasks)} of {len(TASKS)} tasks with two contestants or more."
+    if len(have) == len(wanted):
+        return line
+    points = {task.name: len(summary.points(task)) for task in summary.tasks}
+    least, most = (min(points.values()), max(points.values())) if points else (0, 0)
+    return (
+        f"{line} What follows compares contestants at the points of the grid that all of them have, {least} to {most} of "
+        f"{sum(map(len, GRID.values()))} a task, and leaves out the contestants that lack some; with so few points and seeds the "
+        "order of neighbours means little. `make bench-trainability` goes on where it was."
+    )
+
+
+def _ranks(summary: Summary) -> str:
+    names = summary.unassisted()
+    ranks = summary.ranks(names)
+    if len(names) < 2 or len(ranks) < 2:
+        return ""
+    steps, time = average_ranks(ranks), {r.contestant: r for r in average_ranks(summary.ranks(names, "at_time"))}
+    lines = [
+        [f"`{r.contestant}`", CONTESTANTS[r.contestant].about, _interval(r), _interval(time[r.contestant]), str(r.first)]
+        for r in steps
+    ]
+    difference = critical_difference(len(names), len(ranks))
+    return (
+        "## Average ranks\n\n"
+        f"Over {len(ranks)} tasks, 1 is best; in brackets what 95 % of bootstrap samples of the tasks give. Two average ranks "
+        f"differ significantly (Nemenyi's test, 5 %) if they are more than {difference:.2f} apart.\n\n"
+        + table(["contestant", "", "rank after equal steps", "rank after equal time", "best on"], lines)
+    )
+
+
+def _interval(rank: AverageRank) -> str:
+    return f"{rank.mean:.2f} [{rank.low:.2f}, {rank.high:.2f}]"
+
+
+def _against(summary: Summary, name: str, title: str, what: str) -> str:
+    found = compared_with(summary, name)
+    if not found:
+        return ""
+    counts = {verdict: sum(v == verdict for v, *_ in found.values()) for verdict in ("wins", "ties", "loses")}
+    lines = []
+    for task, (verdict, mine, other) in found.items():
+        lines.append([task, verdict, _value(mine), f"{_value(other)} (`{other.contestant}`)"])
+    untrained = [
+        f"{task} ({', '.join(f'`{s.contestant}`' for s in standings if s.trains and not CONTESTANTS[s.contestant].variant)} does)"
+        for task, standings in summary.standings.items()
+        if any(s.trains and not CONTESTANTS[s.contestant].variant for s in standings)
+        and not all(s.trains for s in standings if s.contestant == name)
+    ]
+    fails = f"It does not train: {'; '.join(untrained)}." if untrained else "It trains every task that any contestant trains."
+    return (
+        f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} "
+        f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
+        + table(["task", f"`{name}`", "its error", "best other's error"], lines)
+    )
+
+
+def _advice(summary: Summary) -> str:
+    kinds: dict[str, list[str]] = {}
+    for task in summary.tasks:
+        kinds.setdefault(task.kind, []).append(task.name)
+    lines = [[kind, ", ".join(names), _say(summary, names)] for kind, names in kinds.items()]
+    if not lines:
+        return ""
+    return (
+        "## What to do, by kind of network\n\n"
+        "By the error after equal steps, a mean over the tasks of a kind as a share of that before training; `normalized` is the "
+        "same network with normalization layers.\n\n" + table(["kind", "tasks", "what was seen"], lines)
+    )
+
+
+def _say(summary: Summary, names: Sequence[str]) -> str:
+    shares: dict[str, list[float]] = {}
+    for task in names:
+        for s in summary.standings[task]:
+            shares.setdefault(s.contestant, []).append(s.error / summary.cells[task, s.contestant].untaught)
+    means = {name: statistics.mean(values) for name, values in shares.items() if len(values) == len(names)}
+    plain = {name: value for name, value in means.items() if not CONTESTANTS[name].variant}
+    best, most = min(plain, key=lambda n: plain[n]), min(means, key=lambda n: means[n])
+    others = {name: value for name, value in plain.items() if is_other(name)}
+    ours = {name: value for name, value in plain.items() if not is_other(name)}
+    text = f"best as it is: `{best}` ({plain[best]:.2f})"
+    if ours and others:
+        mine, other = min(ours, key=lambda n: ours[n]), min(others, key=lambda n: others[n])
+        apart = ours[mine] - others[other]
+        if abs(apart) <= TIE:
+            text = f"no difference: `{mine}` {ours[mine]:.2f}, `{other}` {others[other]:.2f}"
+        elif apart < 0:
+            text = f"use `{mine}` ({ours[mine]:.2f}; best other `{other}` {others[other]:.2f})"
+        else:
+            text = f"use `{other}` ({others[other]:.2f}; best of ours `{mine}` {ours[mine]:.2f})"
+    if most not in plain and means[most] < plain[best] - TIE:
+        text += f"; better still `{most}` ({means[most]:.2f})"
+    return text
+
+
+def _grid(summary: Summary, value: str, title: str, what: str, show: Any) -> str:
+    names = [name for name in _SHOWN if any(s.contestant == name for some in summary.standings.values() for s in some)]
+    lines = []
+    for task, standings in summary.standings.items():
+        by = {s.contestant: s for s in standings}
+        plain = [getattr(s, value) for s in standings if s.contestant in names and not CONTESTANTS[s.contestant].variant]
+        best = (max if value == "share" else min)(plain, default=math.nan)
+        cells = []
+        for name in names:
+            text = show(by[name]) if name in by else "·"
+            bold = name in by and not CONTESTANTS[name].variant and getattr(by[name], value) == best
+            cells.append(f"**{text}**" if bold else text)
+        lines.append([task, *cells])
+    return f"## {title}\n\n{what}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines) if lines else ""
+
+
+def _options(summary: Summary) -> str:
+    names = [c.name for c in CONTESTANTS.values() if c.name.startswith("lsuv") and c.name != "lsuv-package"]
+    lines = []
+    for task in TASKS.values():
+        have = [name for name in names if (task.name, name) in summary.cells]
+        if len(have) < 3:
+            continue
+        points = sorted(set.intersection(*(set(summary.cells[task.name, n].points) for n in have)))
+        if points:
+            errors = {n: summary.cells[task.name, n].at_end(points)[1] for n in have}
+            least = min(errors.values())
+            cells = [("**%s**" if errors[n] == least else "%s") % _three(errors[n]) if n in errors else "·" for n in names]
+            lines.append([f"{task.name} ({len(points)})", *cells])
+    if not lines:
+        return ""
+    return (
+        "## The options of `lsuv_`\n\nErrors after equal steps, at the points of the grid that all of them have (how many).\n\n"
+        + table(["task", *(f"`{n}`" for n in names)], lines)
+    )
+
+
+def _costs(summary: Summary) -> str:
+    names = ["lsuv", "lsuv-auto", "lsuv-package", "anyinit-empirical", "gradinit"]
+    lines, long = [], []
+    for task in TASKS.values():
+        cells = []
+        for name in names:
+            cell = summary.cells.get((task.name, name))
+            step = None if cell is None else cell.step_seconds()
+            if cell is None or step is None:
+                cells.append("·")
+                continue
+            share = cell.init_seconds() / (step * task.steps)
+            cells.append(f"{cell.init_seconds():.3f} s, {cell.init_seconds() / step:.0f} steps, {share:.1%}")
+            if name == _OURS:
+                long.append((cell.init_seconds() / step, share, task.name))
+        if any(cell != "·" for cell in cells):
+            lines.append([task.name, *cells])
+    if not lines:
+        return ""
+    text = ""
+    if long:
+        steps, share = statistics.median(s for s, *_ in long), statistics.median(s for _, s, _ in long)
+        most, worst, where = max(long)
+        text = (
+            f' `target_std="auto"` costs as much as {steps:.0f} training steps (median), {most:.0f} at most ({where}): '
+            f"{share:.1%} of these short runs (median), {worst:.1%} there; so under 1 % of a run of {100 * most:,.0f} steps."
+        )
+    return (
+        "## What it costs\n\nSeconds of initialization, how many training steps they would have bought, and as a share of the "
+        f"whole run.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
+    )
+
+
+def _protocol(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
+    used = {row["session"] for row in summary.rows}
+    machines = {
+        f"{s['machine']['cpu']}, {s['machine']['cores']} cores, torch {s['versions']['torch']}, one thread"
+        for s in sessions
+        if s["session"] in used
+    }
+    loads = [row["load"] for row in summary.rows]
+    failed = sum(row["status"] == "init-failed" for row in summary.rows)
+    broken = sum(row["status"] == "diverged" for row in summary.rows)
+    tasks = table(
+        ["task", "what it is", "steps", "batch", "trained if"],
+        [[t.name, t.about, str(t.steps), str(t.batch), f"{t.unit} < {t.trained:g}"] for t in TASKS.values()],
+    )
+    grid = "; ".join(f"{name}: {', '.join(f'{lr:g}' for lr in lrs)}" for name, lrs in GRID.items())
+    return (
+        "## Protocol\n\n"
+        f"Every contestant gets the same batches, steps and grid of learning rates ({grid}; SGD with momentum 0.9; no schedule, "
+        f"no weight decay but AdamW's own), {SEEDS} seeds. Nothing is stopped early; a run that fails or diverges is a row and "
+        f"counts as untrained: here {failed} initializations failed and {broken} runs diverged. The learning rate is chosen by "
+        "the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
+        f"Seconds are processor seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"
+        + (f"; load while it ran {min(loads):g} to {max(loads):g}" if loads else "")
+        + ". Text: Genesis in the King James Version, public domain, from Debian's bible-kjv-text.\n\n"
+        + tasks
+        + "\n\n"
+        + table(["contestant", "what it does"], [[f"`{c.name}`", c.about] for c in CONTESTANTS.values()])
+    )
+
+
+def _value(standing: Standing) -> str:
+    return _three(standing.error)
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else f"{value:.0e}"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)]
+    return "\n".join(rows)

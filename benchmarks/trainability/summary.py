@@ -1,0 +1,257 @@
+"""From rows to numbers: the best point of the grid for each contestant, ranks, and how sure they are."""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from trainability.contestants import CONTESTANTS
+from trainability.protocol import Run
+from trainability.runner import finished
+from trainability.tasks import TASKS, Task
+
+Row = Mapping[str, Any]
+Point = tuple[str, float]
+"""Optimizer and learning rate."""
+_DRAWS = 2000
+# Errors nearer than this share of the error of knowing nothing are a tie.
+TIE = 0.02
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One contestant on one task."""
+
+    rows: tuple[Row, ...]
+    untaught: float
+    """The task's error before training: the median over all rows. A run that diverged counts as this, if it is not worse."""
+
+    @cached_property
+    def points(self) -> dict[Point, dict[int, Row]]:
+        """Rows by point of the grid and seed."""
+        points: dict[Point, dict[int, Row]] = {}
+        for row in self.rows:
+            points.setdefault((row["optimizer"], row["lr"]), {})[row["seed"]] = row
+        return points
+
+    @property
+    def share(self) -> float:
+        """Of the runs that train at all."""
+        trained = [row for row in self.rows if row["status"] == "trained"]
+        return len(trained) / len(self.rows)
+
+    def at_end(self, points: Iterable[Point]) -> tuple[Point, float]:
+        """The point with the smallest error after all steps, mean over seeds, and this error."""
+        return self._least(points, lambda row: _number(row["checkpoints"][-1][3], self.untaught))
+
+    def best(self, points: Iterable[Point]) -> float:
+        """The smallest error on the way."""
+        return self._least(points, lambda row: min(_number(c[3], self.untaught) for c in row["checkpoints"]))[1]
+
+    def at_time(self, points: Iterable[Point], seconds: float) -> float:
+        """The smallest error after so many seconds, initialization included."""
+        return self._least(points, lambda row: _error_at(row, seconds, self.untaught))[1]
+
+    def _least(self, points: Iterable[Point], error: Callable[[Row], float]) -> tuple[Point, float]:
+        def mean(point: Point) -> float:
+            return statistics.mean(
+                self.untaught if row["status"] in ("diverged", "init-failed") else error(row)
+                for row in self.points[point].values()
+            )
+
+        values = {point: mean(point) for point in points}
+        least = min(values, key=lambda point: values[point])
+        return least, values[least]
+
+    def init_seconds(self) -> float:
+        """Median."""
+        return statistics.median(float(row["init_seconds"]) for row in self.rows)
+
+    def step_seconds(self) -> float | None:
+        """Median over runs that were not broken off."""
+        seconds = [row["train_seconds"] / row["steps"] for row in self.rows if row["status"] in ("trained", "untrained")]
+        return statistics.median(seconds) if seconds else None
+
+
+def _number(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None or not math.isfinite(value) else value
+
+
+def _error_at(row: Row, seconds: float, untaught: float) -> float:
+    """Between checkpoints on the line that joins them."""
+    marks = [(row["init_seconds"] + t, _number(error, untaught)) for _, t, _, error in row["checkpoints"]]
+    if seconds <= marks[0][0]:
+        return untaught
+    for (a, low), (b, high) in pairwise(marks):
+        if seconds <= b:
+            return low + (high - low) * (seconds - a) / (b - a) if b > a else high
+    return marks[-1][1]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One contestant on one task, at the points of the grid that all compared contestants have."""
+
+    task: Task
+    contestant: str
+    point: Point
+    error: float
+    best: float
+    at_time: float
+    share: float
+    init_seconds: float
+    step_seconds: float | None
+    trains: bool
+
+
+class Summary:
+    """All rows that are of the tasks as they are now."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = [row for row in rows if finished([row])]
+        cells: dict[tuple[str, str], list[Row]] = {}
+        for row in self.rows:
+            cells.setdefault((row["task"], row["contestant"]), []).append(row)
+        self.cells = {key: Cell(tuple(some), self._untaught(key[0])) for key, some in cells.items()}
+
+    def _untaught(self, task: str) -> float:
+        first = [row["checkpoints"][0][3] for row in self.rows if row["task"] == task and row.get("checkpoints")]
+        known = sorted(_number(error, math.inf) for error in first)
+        return known[len(known) // 2] if known else math.inf
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """With rows of two contestants or more at a common point."""
+        return [task for task in TASKS.values() if len(self.compared(task)) > 1]
+
+    def compared(self, task: Task) -> list[str]:
+        """The contestants with most points: those that have all points that PyTorch's default has, or the one with most."""
+        have = {name: set(cell.points) for (t, name), cell in self.cells.items() if t == task.name}
+        if not have:
+            return []
+        wanted = have.get("default") or max(have.values(), key=len)
+        return [name for name in CONTESTANTS if have.get(name, set()) >= wanted]
+
+    def points(self, task: Task) -> list[Point]:
+        """That all compared contestants have."""
+        sets = [set(self.cells[task.name, name].points) for name in self.compared(task)]
+        return sorted(set.intersection(*sets)) if sets else []
+
+    @cached_property
+    def standings(self) -> dict[str, list[Standing]]:
+        """Of each task, the best first."""
+        return {task.name: self._of(task) for task in self.tasks}
+
+    def _of(self, task: Task) -> list[Standing]:
+        points, names = self.points(task), self.compared(task)
+        limit = self.time_limit(task)
+        found = []
+        for name in names:
+            cell = self.cells[task.name, name]
+            point, error = cell.at_end(points)
+            common = [row for p in points for row in cell.points[p].values()]
+            best = cell.best(points)
+            found.append(
+                Standing(
+                    task,
+                    name,
+                    point,
+                    error,
+                    best,
+                    cell.at_time(points, limit),
+                    sum(row["status"] == "trained" for row in common) / len(common),
+                    cell.init_seconds(),
+                    cell.step_seconds(),
+                    best < task.trained,
+                )
+            )
+        return sorted(found, key=lambda s: s.error)
+
+    def time_limit(self, task: Task) -> float:
+        """Seconds of the comparison at equal time: half of what a training takes, the median over all that came to their end."""
+        ended = [r for n in self.compared(task) for r in self.cells[task.name, n].rows if r["status"] in ("trained", "untrained")]
+        return statistics.median(float(row["train_seconds"]) for row in ended) / 2 if ended else 0.0
+
+    def ranks(self, names: Sequence[str], value: str = "error") -> dict[str, dict[str, float]]:
+        """By task and contestant: the place among ``names``, ties sharing theirs; only tasks that have all of them."""
+        ranks = {}
+        for task, standings in self.standings.items():
+            values = {s.contestant: getattr(s, value) for s in standings if s.contestant in names}
+            if len(values) == len(names):
+                ranks[task] = {
+                    n: 1 + sum(o < v for o in values.values()) + (sum(o == v for o in values.values()) - 1) / 2
+                    for n, v in values.items()
+                }
+        return ranks
+
+    def unassisted(self) -> list[str]:
+        """The contestants that change neither the network nor its data, and are compared on every task."""
+        common = [set(self.compared(task)) for task in self.tasks]
+        names = set.intersection(*common) if common else set()
+        return [c.name for c in CONTESTANTS.values() if c.name in names and not c.variant]
+
+
+@dataclass(frozen=True)
+class AverageRank:
+    """Over tasks, with the interval that 95 % of bootstrap samples of the tasks lie in."""
+
+    contestant: str
+    mean: float
+    low: float
+    high: float
+    first: int
+    """On how many tasks it is the best, alone or with others."""
+
+
+def average_ranks(ranks: Mapping[str, Mapping[str, float]]) -> list[AverageRank]:
+    """The best first."""
+    tasks = list(ranks)
+    if not tasks:
+        return []
+    draw = random.Random(0)
+    samples = [[draw.choice(tasks) for _ in tasks] for _ in range(_DRAWS)]
+    found = []
+    for name in ranks[tasks[0]]:
+        means = sorted(statistics.mean(ranks[task][name] for task in sample) for sample in samples)
+        mean = statistics.mean(ranks[task][name] for task in tasks)
+        first = sum(ranks[task][name] == min(ranks[task].values()) for task in tasks)
+        found.append(AverageRank(name, mean, means[int(0.025 * _DRAWS)], means[int(0.975 * _DRAWS)], first))
+    return sorted(found, key=lambda rank: rank.mean)
+
+
+def critical_difference(contestants: int, tasks: int) -> float:
+    """Of average ranks, Nemenyi's test at 5 % (Demšar 2006)."""
+    from scipy.stats import studentized_range
+
+    quantile = float(studentized_range.ppf(0.95, contestants, math.inf)) / math.sqrt(2)
+    return quantile * math.sqrt(contestants * (contestants + 1) / (6 * tasks))
+
+
+def compared_with(summary: Summary, name: str) -> dict[str, tuple[str, Standing, Standing]]:
+    """By task: ``"wins"``, ``"ties"`` or ``"loses"`` against the best other unassisted contestant that is none of ours."""
+    found = {}
+    for task, standings in summary.standings.items():
+        mine = next((s for s in standings if s.contestant == name), None)
+        other = next((s for s in standings if is_other(s.contestant)), None)
+        if mine is None or other is None:
+            continue
+        margin = TIE * summary.cells[task, name].untaught
+        apart = mine.error - other.error
+        found[task] = ("ties" if abs(apart) <= margin else "wins" if apart < 0 else "loses", mine, other)
+    return found
+
+
+def is_other(name: str) -> bool:
+    """Whether a contestant neither is ours nor changes the network."""
+    return not CONTESTANTS[name].variant and (not name.startswith("lsuv") or name == "lsuv-package")
+
+
+def runs_in(rows: Iterable[Row]) -> set[str]:
+    """Keys of the runs that there are rows of."""
+    return {Run(r["task"], r["contestant"], r["seed"], r["optimizer"], r["lr"]).key for r in rows}

@@ -1,0 +1,266 @@
+"""``target_std="auto"``: the target, and whether to centre, by what a forward and a backward pass show.
+
+The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their
+way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
+nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
+input's mean is two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is taken:
+the least linear one. Whichever it is, the model's output begins small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from goodinit.batches import Call
+from goodinit.choice import Choice, Trial
+from goodinit.errors import OptionError
+from goodinit.intercept import intercept
+from goodinit.ledger import fetched
+from goodinit.operation import Operation
+from goodinit.options import Options
+from goodinit.ranks import Ranks
+from goodinit.scaling import Drawn, Scaling
+from goodinit.weights import Key
+
+CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 0.0), (1.0, 2.0))
+"""Targets, and the means to centre at (None: not centred), in the order in which they are tried."""
+ENOUGH = 0.75
+"""Decades that a setting may be off by to be taken at once."""
+CLEARLY = 0.25
+"""Decades by which another has to be better than the paper's."""
+
+HEAD_STD = 0.1
+"""The largest std of the model's output: what an untrained network says should not weigh."""
+_SAME = 0.01
+_LEAST, _MOST = 1e-30, 1e30
+
+Run = Callable[[Call, Scaling], object]
+Make = Callable[[Options, Drawn], Scaling]
+
+
+def check(automatic: object, ranks: Ranks, *, center: bool, batches: int) -> None:
+    """Refuse what goes with no ``target_std="auto"``.
+
+    Raises:
+        OptionError: it is another text; ``center``, several batches or several processes.
+    """
+    if automatic != "auto":
+        raise OptionError(
+            f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {automatic!r}"
+        )
+    if center:
+        raise OptionError("target_std='auto' decides itself whether to centre; leave center= out")
+    if batches > 1:
+        raise OptionError(f"target_std='auto' measures one batch; got batches={batches}. A larger batch does the same")
+    if ranks.size > 1:
+        raise OptionError(
+            f"target_std='auto' measures in one process; there are {ranks.size}. Let one process choose, "
+            "lsuv_(…, target_std='auto', distributed=False).choice, and give all of them the target and center= that it chose"
+        )
+
+
+def choose_(
+    model: nn.Module, call: Call, options: Options, *, run: Run, make: Make, begin: Callable[[], None]
+) -> tuple[Scaling, Choice]:
+    """Initialize by each setting in turn until one is good enough; the model is left with the best.
+
+    Args:
+        model: its weights are drawn once.
+        call: a forward pass.
+        options: of the caller's; target and centring are replaced.
+        run: runs the model once, with something standing in for its operators.
+        make: what scales with given options.
+        begin: called before every forward.
+
+    Returns:
+        What scaled in the pass that counts, and the choice.
+    """
+    drawn = Drawn(keeping=True)
+
+    def scaled(tried: Options) -> Scaling:
+        drawn.restore()
+        begin()
+        scaling = make(tried, drawn)
+        run(call, scaling)
+        scaling.finish()
+        return scaling
+
+    trials: list[Trial] = []
+    for target, mean in CANDIDATES:
+        if mean is None and len(trials) == 2 and _alike(*trials):  # all targets are: ReLU
+            continue
+        tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
+        scaling = scaled(tried)
+        trials.append(_trial(model, call, tried, begin))
+        if _good(trials[-1], trials[0]):
+            break
+    best, head = _best(trials), scaling.last
+    chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
+    scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
+    head_std = None if head is None else min(HEAD_STD, best.target_std)
+    reason = _reason(best, trials)
+    choice = Choice(best.target_std, best.center, best.target_mean, head, head_std, reason, tuple(trials), 2 * len(trials) + 1)
+    return scaling, choice
+
+
+def _good(trial: Trial, papers: Trial) -> bool:
+    """Whether no other needs to be tried."""
+    return trial.decades <= ENOUGH and (trial is papers or trial.decades <= papers.decades - CLEARLY)
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    """The last if it is good enough; else the one that is off least, the paper's if it is nearly as good."""
+    if _good(trials[-1], trials[0]):
+        return trials[-1]
+    least = min(trials, key=lambda trial: trial.decades)
+    return trials[0] if trials[0].decades <= least.decades + CLEARLY else least
+
+
+def _reason(best: Trial, trials: Sequence[Trial]) -> str:
+    if best is trials[0] and len(trials) == 1:
+        return "at the paper's target gradients and the differences between samples are kept well enough through the layers"
+    if best.decades <= ENOUGH:
+        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
+    if best is trials[0]:
+        return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
+    return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried, and not good"
+
+
+def _trouble(trial: Trial) -> str:
+    parts = []
+    if trial.gradient_ratio is not None and not 0.3 < trial.gradient_ratio < 3:
+        parts.append(f"gradients are {trial.gradient_ratio:.2g} times as large in the first layers as in the last")
+    if trial.distinct is not None and trial.distinct < 0.3:
+        parts.append(f"the layers leave {trial.distinct:.1%} of the distance between samples")
+    return " and ".join(parts) or "the signal is not kept"
+
+
+def _alike(one: Trial, other: Trial) -> bool:
+    """Whether two targets make no difference."""
+    return abs(one.decades - other.decades) < _SAME
+
+
+def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], None]) -> Trial:
+    """Measure the model as it is."""
+    begin()
+    probe = Probe()
+    with torch.enable_grad():
+        with intercept(model, probe):
+            result = call(model)
+        differentiate(result, [p for p in model.parameters() if p.requires_grad])
+    stds, similarities, gradients = probe.numbers()
+    ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
+    forward = _ratio(stds)
+    alike = [1 - s for s in similarities]
+    distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
+    forward_ratio = None if forward is None else 1 / forward
+    distinct = None if distinct is None else 1 / distinct
+    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio)]
+    assert isinstance(tried.target_std, float)
+    return Trial(
+        tried.target_std,
+        tried.center,
+        tried.target_mean,
+        ratio,
+        sum(last) / len(last) if last else None,
+        distinct,
+        forward_ratio,
+        sum(terms),
+    )
+
+
+def _quarter(values: Sequence[float]) -> int:
+    return max(1, len(values) // 4)
+
+
+def _ratio(values: Sequence[float]) -> float | None:
+    """Geometric mean of the first quarter over that of the last one; None of too few."""
+    if len(values) < 2:
+        return None
+    n = _quarter(values)
+    kept = [min(max(v, _LEAST), _MOST) if v == v else _MOST for v in values]  # noqa: PLR0124 - NaN is not itself
+    first, last = (math.exp(sum(map(math.log, some)) / n) for some in (kept[:n], kept[-n:]))
+    return first / last
+
+
+def _decades(ratio: float | None) -> float:
+    """Distance from 1; 0 of what was not measured."""
+    return 0.0 if ratio is None else abs(math.log10(ratio))
+
+
+class Probe:
+    """Stands in for every operator on a weight: runs it, and measures output and gradient at the weight's first use."""
+
+    def __init__(self) -> None:
+        self._stds: list[Tensor] = []
+        self._similarities: list[Tensor] = []
+        self._gradients: dict[int, Tensor] = {}
+        self._seen: set[Key] = set()
+
+    def __call__(self, operation: Operation) -> Tensor:
+        """The operator's output."""
+        output = operation.complete(operation.linear_part())
+        if operation.weight.key not in self._seen and output.numel():
+            self._seen.add(operation.weight.key)
+            place = len(self._stds)
+            self._stds.append(output.detach().std(correction=0))
+            if output.dim() > 1 and len(output) > 1:
+                self._similarities.append(similarity(output.detach()))
+            if output.requires_grad:
+                output.register_hook(partial(self._note, place))  # before the output is overwritten in place
+        return output
+
+    def _note(self, place: int, gradient: Tensor) -> None:
+        self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
+
+    def numbers(self) -> tuple[list[float], list[float], list[float]]:
+        """Stds, similarities and norms of gradients, each in the order of the operators; only now is the device waited for."""
+        gradients = [self._gradients[place] for place in sorted(self._gradients)]
+        values = fetched([*self._stds, *self._similarities, *gradients])
+        first, second = len(self._stds), len(self._stds) + len(self._similarities)
+        return values[:first], values[first:second], values[second:]
+
+
+def similarity(output: Tensor) -> Tensor:
+    """Mean cosine between distinct samples, without a copy of the output."""
+    flat = output.reshape(len(output), -1)
+    sizes = torch.linalg.vector_norm(flat, dim=1)
+    total = torch.linalg.vector_norm((1 / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).to(flat.dtype) @ flat)
+    n = len(flat)
+    square: Tensor = total.double().square()
+    return (square - n) / (n * (n - 1))
+
+
+def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:
+    """A backward pass from all outputs, with random cotangents; from a loss, that of the loss. No gradient is left anywhere."""
+    outputs = [t for t in tensors_in(result) if t.requires_grad and t.is_floating_point()]
+    if not outputs or not parameters:
+        return
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [
+        torch.ones_like(t) if t.numel() == 1 else torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)
+        for t in outputs
+    ]
+    torch.autograd.grad(outputs, list(parameters), cotangents, allow_unused=True)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors, in containers at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for v in value.values():
+            yield from tensors_in(v)
+    elif isinstance(value, (tuple, list)):
+        for v in value:
+            yield from tensors_in(v)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from tensors_in(getattr(value, field.name))

@@ -1,0 +1,203 @@
+"""``target_std="auto"``: what it measures, what it chooses, and that nothing else of it is left."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from goodinit import OptionError, Report, lsuv_
+from goodinit.auto import ENOUGH, similarity, tensors_in
+from goodinit.choice import Choice
+from nets import assert_same, build, mlp, snapshot, surroundings
+
+
+def deep(activation, depth=50, width=32):
+    torch.manual_seed(0)
+    return mlp(*[width] * depth, 10, activation=activation), torch.randn(64, width)
+
+
+def test_a_shallow_network_keeps_the_papers_target_after_one_trial():
+    model, x = deep(nn.Tanh, depth=4)
+    report = lsuv_(model, x, target_std="auto")
+    assert report.choice is not None
+    assert (report.choice.target_std, report.choice.center, len(report.choice.trials)) == (1.0, False, 1)
+    assert report.forward_passes == 3
+    assert report.ok
+    assert (report.choice.head, report.choice.head_std) == ("6.weight", 0.1)
+    assert model(x).std(correction=0).item() == pytest.approx(0.1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("activation", "expected"),
+    [(nn.Tanh, {(0.3, 0.0)}), (nn.GELU, {(0.1, 0.0), (0.3, 0.0), (1.0, 2.0)}), (nn.ReLU, {(1.0, 2.0)})],
+)
+def test_deep_networks_get_what_keeps_gradients_and_differences(activation, expected):
+    model, x = deep(activation, depth=100)
+    choice = lsuv_(model, x, target_std="auto").choice
+    assert (choice.target_std, choice.target_mean) in expected
+    assert choice.trials[-1].decades <= ENOUGH < choice.trials[0].decades
+    assert "at the paper's target" in choice.reason
+
+
+class Noisy(nn.Tanh):
+    """Has parameters, so that its noise is not taken for a dropout's."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x + self.size * torch.randn_like(x))
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.Identity, Noisy])
+def test_it_is_lsuv_with_the_options_that_it_chose(activation):
+    model, x = deep(activation, depth=30)
+    again = copy.deepcopy(model)
+    choice = lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(3)).choice
+    targets = {choice.head: choice.head_std, "*": choice.target_std}
+    chosen = {"target_std": targets, "center": choice.center, "target_mean": choice.target_mean}
+    lsuv_(again, x, generator=torch.Generator().manual_seed(3), **chosen)
+    assert_same(again.state_dict(), model.state_dict())
+
+
+def test_where_nothing_helps_the_papers_target_stays():
+    torch.manual_seed(0)
+    layers = [layer for _ in range(40) for layer in (nn.Linear(32, 32), nn.BatchNorm1d(32), nn.ReLU())]  # its scale is nobody's
+    model, x = nn.Sequential(*layers, nn.Linear(32, 10)), torch.randn(64, 32)
+    report = lsuv_(model, x, target_std="auto")
+    assert report.choice.target_std == 1
+    assert not report.choice.center
+    assert "nothing that was tried is clearly better" in report.choice.reason
+    plain = copy.deepcopy(model)
+    torch.manual_seed(1)
+    lsuv_(plain, x, target_std={"120": 0.1})
+    torch.manual_seed(1)
+    lsuv_(model, x, target_std="auto")
+    assert_same(plain.state_dict(), model.state_dict())
+
+
+def test_what_is_measured():
+    model, x = deep(nn.Tanh, depth=12)
+    trial = lsuv_(model, x, target_std="auto").choice.trials[0]
+    outputs, z = [], x
+    for layer in model:
+        z = layer(z)
+        if isinstance(layer, nn.Linear):
+            z.retain_grad()
+            outputs.append(z)
+    z.backward(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
+    sizes = torch.stack([out.grad.norm() for out in outputs[:-1]]).log()
+    assert trial.gradient_ratio == pytest.approx((sizes[:2].mean() - sizes[-2:].mean()).exp().item(), rel=1e-3)
+
+    def cosine(out):
+        rows = nn.functional.normalize(out.detach())
+        return (rows @ rows.T)[~torch.eye(len(rows), dtype=torch.bool)].mean().double()
+
+    alike = torch.stack([cosine(out) for out in outputs])
+    assert trial.similarity == pytest.approx(alike[-3:].mean().item(), abs=1e-5)
+    away = (1 - alike).log()
+    assert trial.distinct == pytest.approx((away[-3:].mean() - away[:3].mean()).exp().item(), rel=1e-3)
+    assert trial.forward_ratio == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["normalized", "residual", "branches", "functional", "attention", "volume"])
+def test_no_trace(name):
+    model, data = build(name)
+    before, random = surroundings(model), torch.get_rng_state()
+    report = lsuv_(model, data, target_std="auto", generator=torch.Generator())
+    assert_same(before, surroundings(model))
+    assert_same(random, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert report.ok
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3, 4, 6])
+def test_a_failure_in_any_pass_leaves_the_model_as_it_was(passes):
+    model, x = deep(nn.ReLU, depth=30)
+    model(x).sum().backward()
+    before, left = snapshot(model), [passes]
+
+    def fails(model, x):
+        left[0] -= 1
+        out = model(x)
+        if not left[0]:
+            raise KeyboardInterrupt
+        return out
+
+    with pytest.raises(KeyboardInterrupt):
+        lsuv_(model, x, target_std="auto", forward=fails)
+    assert_same(before, snapshot(model))
+
+
+def test_a_loss_and_nothing_to_differentiate():
+    model, x = deep(nn.Tanh, depth=30)
+    report = lsuv_(model, x, target_std="auto", forward=lambda model, x: {"loss": model(x).square().mean()})
+    assert report.choice.target_std < 1
+    report = lsuv_(model, x, target_std="auto", forward=lambda model, x: model(x).detach())
+    assert report.choice.trials[0].gradient_ratio is None
+    assert "gradient ratio not measured" in str(report)
+
+
+def test_parts_of_one_parameter_and_recurrent_layers_begin_every_trial_as_drawn():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stack, self.rnn = nn.Parameter(torch.zeros(40, 16, 16)), nn.GRU(16, 16, batch_first=True)
+
+        def forward(self, x):
+            x = self.rnn(x)[0]
+            for weight in self.stack:
+                x = torch.tanh(x @ weight)
+            return x
+
+    torch.manual_seed(0)
+    model, x = Experts(), torch.randn(32, 3, 16)
+    again = copy.deepcopy(model)
+    choice = lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(3)).choice
+    assert len(choice.trials) > 1
+    assert (choice.head, choice.head_std) == ("stack[39]", 0.1)
+    lsuv_(again, x, target_std=choice.target_std, center=choice.center, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        again.stack[39] *= 0.1 / choice.target_std
+    assert torch.allclose(again.stack, model.stack, rtol=1e-5)
+    assert_same(again.rnn.state_dict(), model.rnn.state_dict())
+
+
+def test_the_choice_is_in_the_report_and_in_json():
+    model, x = deep(nn.Tanh)
+    report = lsuv_(model, x, target_std="auto")
+    assert Report.from_json(report.to_json()) == report
+    assert isinstance(Report.from_json(report.to_json()).choice, Choice)
+    assert json.loads(report.to_json())["choice"]["trials"][0]["target_std"] == 1
+    assert "auto: target_std=0.3, '98.weight' 0.1: at the paper's target gradients are" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"target_std": "Auto"},
+            "target_std must be a positive number or a mapping from patterns to such, or 'auto'; got 'Auto'",
+        ),
+        ({"target_std": "auto", "center": True}, "decides itself whether to centre"),
+        ({"target_std": "auto", "batches": 3}, "measures one batch; got batches=3"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(OptionError, match=message):
+        lsuv_(nn.Linear(3, 3), torch.randn(4, 3), **options)
+
+
+def test_similarity_is_the_mean_cosine_of_distinct_samples():
+    assert similarity(torch.ones(5, 3)).item() == pytest.approx(1)
+    assert similarity(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
+    assert similarity(torch.tensor([[1.0, 0], [-2, 0]])).item() == pytest.approx(-1)
+
+
+def test_tensors_are_found_in_any_container():
+    assert len(list(tensors_in({"a": torch.ones(1), "b": [torch.ones(1), (torch.ones(1), None)]}))) == 3

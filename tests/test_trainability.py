@@ -1,0 +1,206 @@
+"""benchmarks/trainability: every task and contestant runs, rows are made once whatever happens, the page says what they say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sklearn")
+pytest.importorskip("filelock")
+
+BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))  # before the imports below, which the whole file needs
+
+from trainability import sets  # noqa: E402
+from trainability.contestants import CONTESTANTS  # noqa: E402
+from trainability.page import page  # noqa: E402
+from trainability.protocol import Run, fingerprint, plan  # noqa: E402
+from trainability.runner import Done, sessions_of  # noqa: E402
+from trainability.summary import Summary, average_ranks, compared_with, critical_difference  # noqa: E402
+from trainability.tasks import TASKS, batches  # noqa: E402
+from trainability.train import run  # noqa: E402
+
+OFFLINE = ("mlp30-tanh", "mlp30-relu", "siren", "poisson", "gpt", "gpt-ln", "gcn16", "tabular", "cancer", "binary")
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_tasks_train_for_some_steps_from_ours(name):
+    found = run(TASKS[name], CONTESTANTS["lsuv"], seed=0, optimizer="adamw", lr=0.0005, steps=3)
+    assert found["status"] in ("trained", "untrained")
+    steps, seconds, _, errors = zip(*found["checkpoints"], strict=True)
+    assert steps == (0, 1, 2, 3)
+    assert list(seconds) == sorted(seconds)
+    assert all(error is not None for error in errors)
+
+
+@pytest.mark.skipif("GOODINIT_DATA_DIR" not in os.environ, reason="MNIST and CIFAR-10 are given by GOODINIT_DATA_DIR")
+@pytest.mark.parametrize("name", sorted(set(TASKS) - set(OFFLINE)))
+@pytest.mark.slow
+def test_all_other_tasks_train_for_some_steps(name):
+    assert run(TASKS[name], CONTESTANTS["lsuv-auto"], seed=0, optimizer="sgd", lr=0.0005, steps=2)["status"] != "init-failed"
+
+
+@pytest.mark.parametrize("name", sorted(CONTESTANTS))
+def test_contestants_start_a_network_or_do_not_apply(name):
+    if name in ("lsuv-package", "anyinit", "anyinit-empirical"):
+        pytest.importorskip(name.partition("-")[0])
+    other = {"authors": "siren", "lsuv-branches": "gpt"}
+    contestant, task = CONTESTANTS[name], TASKS[other.get(name, "mlp30-tanh")]
+    if not contestant.applies(task):
+        assert name in ("fixup", "skipinit")
+        return
+    found = run(task, contestant, seed=0, optimizer="sgd", lr=0.0005, steps=2)
+    assert found["status"] in ("trained", "untrained"), found.get("error")
+    assert ("choice" in found) == (name == "lsuv-auto")
+
+
+def test_blocks_with_an_initialization_of_their_own_begin_as_they_should():
+    x = torch.randn(2, 3, 32, 32)
+    for name in ("fixup", "skipinit"):
+        net = CONTESTANTS[name].network(TASKS["resnet26"])
+        stem = net[0](x)
+        with torch.no_grad():
+            assert torch.equal(net[1](stem), stem)  # every branch begins at 0
+
+
+def test_everybody_gets_the_same_batches_and_other_seeds_others():
+    one, same, other = (batches(TASKS["cancer"], seed)(5)[0] for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_run_again_is_the_same_run():
+    errors = [
+        [c[3] for c in run(TASKS["cancer"], CONTESTANTS["lsuv-auto"], seed=1, optimizer="sgd", lr=0.02, steps=10)["checkpoints"]]
+        for _ in range(2)
+    ]
+    assert errors[0] == errors[1]
+
+
+def test_what_diverges_and_what_fails_to_start_are_results():
+    assert run(TASKS["mlp30-relu"], CONTESTANTS["lsuv"], seed=0, optimizer="sgd", lr=1e6, steps=20)["status"] == "diverged"
+    contestant = CONTESTANTS["anyinit"]
+    broken = type(contestant)("broken", "", lambda *_: 1 / 0)
+    found = run(TASKS["cancer"], broken, seed=0, optimizer="sgd", lr=0.1)
+    assert found["status"] == "init-failed"
+    assert found["error"] == "ZeroDivisionError: division by zero"
+
+
+def test_the_solution_of_poissons_equation_has_no_residual():
+    net = TASKS["poisson"].make()
+    vars(net)["value"] = sets.solution
+    assert net(sets.collocation().x)[:, 0].abs().max() < 1e-4
+    assert net(sets.collocation().x)[:, 1].abs().max() < 1e-5
+
+
+def test_the_plan_has_every_run_once_and_the_same_points_for_all():
+    runs = list(plan())
+    assert len({r.key for r in runs}) == len(runs)
+    for task in TASKS.values():
+        points = {
+            name: {(r.seed, r.optimizer, r.lr) for r in runs if (r.task, r.contestant) == (task.name, name)}
+            for name in CONTESTANTS
+            if CONTESTANTS[name].applies(task)
+        }
+        assert len({frozenset(p) for p in points.values()}) == 1
+    assert len(TASKS) >= 14
+
+
+def command(*arguments, **options):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])}
+    return subprocess.Popen(
+        [sys.executable, "-m", "trainability", *arguments], env=environment, stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_benchmark_goes_on_where_it_was(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    asked = ("run", "--tasks", "cancer", "--contestants", "lsuv", "he", "--seeds", "1", "--rows", str(rows))
+    first = command(*asked)
+    for line in first.stdout:
+        if "cancer/" in line:
+            break
+    first.kill()
+    first.wait()
+    second = command(*asked)
+    told, _ = second.communicate(timeout=300)
+    assert second.returncode == 0
+    assert "0 of them done" not in told
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    keys = [Run(*(row[name] for name in ("task", "contestant", "seed", "optimizer", "lr"))).key for row in found]
+    assert len(keys) == len(set(keys)) == 16
+    sessions = {json.loads(line)["session"]: json.loads(line) for line in sessions_of(rows).read_text().splitlines()}
+    assert all(sessions[row["session"]].keys() >= {"versions", "machine", "commit", "command"} for row in found)
+    assert "16 runs, 16 of them done" in command(*asked).communicate(timeout=60)[0]
+
+
+def made(task, contestant, error, *, seed=0, optimizer="sgd", lr=0.02, status="trained", init=0.1):
+    run = Run(task, contestant, seed, optimizer, lr)
+    checkpoints = [[0, 0.0, None, 1.0], [5, 1.0, 0.5, (1 + error) / 2], [10, 2.0, 0.5, error]]
+    row = {"task": task, "contestant": contestant, "seed": seed, "optimizer": optimizer, "lr": lr, "status": status, "steps": 10}
+    common = {"definition": fingerprint(run), "session": "s", "load": 1.0, "cpu_seconds": 2.0}
+    if status == "init-failed":
+        return row | common | {"init_seconds": init, "error": "it"}
+    return row | common | {"init_seconds": init, "train_seconds": 2.0, "checkpoints": checkpoints}
+
+
+def some_rows():
+    for task in ("cancer", "tabular", "siren"):
+        for lr in (0.02, 0.1):
+            yield made(task, "default", 0.9, lr=lr, status="untrained")
+            yield made(task, "he", 0.5 if task == "siren" else 0.2, lr=lr)
+            yield made(task, "lsuv", 0.1 if lr == 0.02 else 0.6, lr=lr, status="trained" if lr == 0.02 else "diverged")
+            yield made(task, "lsuv-auto", 0.3, lr=lr, init=1.5)
+    yield made("cancer", "gradinit", 0.05, lr=0.02)  # lacks a point of the grid, so is not compared
+
+
+def test_the_numbers_of_the_page_are_those_of_the_rows():
+    summary = Summary(some_rows())
+    assert [s.contestant for s in summary.standings["cancer"]] == ["lsuv", "he", "lsuv-auto", "default"]
+    best = summary.standings["cancer"][0]
+    assert (best.point, best.error, best.share) == (("sgd", 0.02), 0.1, 0.5)
+    # A second in: he is half-way, auto has just begun.
+    assert summary.standings["cancer"][1].at_time == pytest.approx(1 - 0.9 * 0.4)
+    ranks = summary.ranks(summary.unassisted())
+    assert ranks["cancer"] == {"lsuv": 1, "he": 2, "lsuv-auto": 3, "default": 4}
+    order = average_ranks(ranks)
+    assert (order[0].contestant, order[0].mean, order[-1].contestant) == ("lsuv", 1.0, "default")
+    assert order[0].low <= order[0].mean <= order[0].high
+    assert {task: verdict for task, (verdict, *_) in compared_with(summary, "lsuv-auto").items()} == {
+        "cancer": "loses",
+        "tabular": "loses",
+        "siren": "wins",
+    }
+    text = page(summary, [{"session": "s", "machine": {"cpu": "C", "cores": 2}, "versions": {"torch": "T"}}])
+    assert "**Coverage: 25 of the" in text
+    assert "It wins on 1, ties on 0, loses on 2 of 3 tasks" in text
+    assert "| cancer | loses | 0.300 | 0.200 (`he`) |" in text
+    assert "C, 2 cores, torch T, one thread" in text
+
+
+def test_a_row_of_another_definition_of_its_task_does_not_count(tmp_path):
+    row, path = made("cancer", "he", 0.2), tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "seed": 1, "definition": "older"}) + "\n" + '{"task": "can')
+    done = Done(path)
+    assert Run("cancer", "he", 0, "sgd", 0.02) in done
+    assert Run("cancer", "he", 1, "sgd", 0.02) not in done
+    assert not Summary([{**row, "definition": "older"}]).rows
+
+
+def test_a_failed_start_counts_as_untrained():
+    rows = [made("cancer", "default", 0.9), made("cancer", "he", 0, status="init-failed"), made("cancer", "lsuv", 0.5)]
+    standings = {s.contestant: s for s in Summary(rows).standings["cancer"]}
+    assert standings["he"].error == 1.0
+    assert not standings["he"].trains
+
+
+def test_critical_difference_is_the_books():
+    # Demšar 2006, section 3.2.2: four classifiers, fourteen data sets, q = 2.569.
+    assert critical_difference(4, 14) == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, rel=1e-3)
