@@ -32,7 +32,7 @@ def write_figures(summary: Summary, folder: Path) -> None:
         untaught = summary.cells[task.name, summary.standings[task.name][0].contestant].untaught
         axis.set_ylim(0, 1.1 * untaught)
     handles = [Line2D([], [], color=_COLOURS[name], label=name) for name in _LINES]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(_LINES), frameon=False)
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(_LINES), frameon=False)
     figure.supxlabel("seconds, initialization included", fontsize=9)
     figure.supylabel("error on the test", fontsize=9)
     save(figure, folder / "trainability-time.png")

@@ -131,12 +131,11 @@ class Summary:
         return [task for task in TASKS.values() if len(self.compared(task)) > 1]
 
     def compared(self, task: Task) -> list[str]:
-        """The contestants with most points: those that have all points that PyTorch's default has, or the one with most."""
+        """The contestants that have all points that those of the core have in common."""
         have = {name: set(cell.points) for (t, name), cell in self.cells.items() if t == task.name}
-        if not have:
-            return []
-        wanted = have.get("default") or max(have.values(), key=len)
-        return [name for name in CONTESTANTS if have.get(name, set()) >= wanted]
+        core = [points for name, points in have.items() if CONTESTANTS[name].core] or list(have.values())
+        wanted = set.intersection(*core) if core else set()
+        return [name for name in CONTESTANTS if wanted and have.get(name, set()) >= wanted]
 
     def points(self, task: Task) -> list[Point]:
         """That all compared contestants have."""

@@ -111,8 +111,8 @@ def figure(rows: Sequence[Row], path: Path) -> None:
         axes[0, column].set_title(activation)
         axes[1, column].set_yscale("log")
         axes[1, column].set_xlabel("layer")
-    axes[0, 0].set_ylabel("cosine of distinct samples")
-    axes[1, 0].set_ylabel("gradient, of the last hidden layer's")
+    axes[0, 0].set_ylabel("cosine of samples")
+    axes[1, 0].set_ylabel("gradient / last hidden layer's")
     picture.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     save(picture, path)
 
