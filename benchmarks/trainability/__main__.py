@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from goodinit.paper.files import read_lines
 from trainability.contestants import CONTESTANTS
 from trainability.protocol import estimate, plan
