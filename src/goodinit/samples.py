@@ -15,7 +15,7 @@ _COUNTED = 2048
 BINS, REACH = 40, 4.0
 """Of histograms: how many bins, and how many stds they reach to either side of the mean."""
 # Layers that are worked on at once.
-_TOGETHER = 128
+_TOGETHER = 32
 
 
 def sampled(z: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ def histograms(rows: Sequence[Tensor], means: Sequence[float], stds: Sequence[fl
         flat = x.flatten(1)
         some = flat[:, :: _step(flat.shape[1], _COUNTED)].to("cpu", torch.float64)
         mean, std = (torch.tensor([values[i] for i in places], dtype=torch.float64)[:, None] for values in (means, stds))
-        bins = ((some - mean) / std + REACH).mul_(BINS / (2 * REACH)).floor_().clamp_(-1, BINS).to(torch.int64)
+        bins = ((some - mean) / std + REACH).mul_(BINS / (2 * REACH)).floor_().clamp_(-1, BINS).nan_to_num_(-1).to(torch.int64)
         bins += 1 + torch.arange(len(places))[:, None] * (BINS + 2)  # the first and the last are for what is beyond
         counts = bins.flatten().bincount(minlength=len(places) * (BINS + 2)).view(len(places), BINS + 2)
         for place, row in zip(places, counts[:, 1:-1].tolist(), strict=True):
