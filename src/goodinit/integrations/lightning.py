@@ -93,7 +93,7 @@ class LSUVCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002 - the hook's arguments
         """Go before all other callbacks: Lightning puts those that search for a learning rate first."""
-        loop: Any = trainer  # the Trainer's stubs know no callbacks
+        loop: Any = trainer  # whose type knows no callbacks
         loop.callbacks = [self, *(callback for callback in loop.callbacks if callback is not self)]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
