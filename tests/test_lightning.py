@@ -135,7 +135,7 @@ class Autoencoder(Net):
 
     def __init__(self):
         super().__init__()
-        self.net: nn.Module = nn.ModuleDict({"encoder": nn.Linear(64, 16), "decoder": nn.Linear(16, 64)})
+        self.net = nn.ModuleDict({"encoder": nn.Linear(64, 16), "decoder": nn.Linear(16, 64)})  # type: ignore[assignment]  # not the layers one after the other
 
     def forward(self, x):
         return self.net["encoder"](x)
