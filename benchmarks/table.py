@@ -20,7 +20,7 @@ def markdown(rows: Sequence[Row]) -> str:
         if own:
             parts.append(render(own))
     if rows and not rows[0]["quick"]:
-        parts.append("### Targets\n\n" + _table(("target", "found", ""), _targets(rows)))
+        parts.append("### Targets\n\n" + aligned(("target", "found", ""), _targets(rows)))
     wrong = [f"- {r['section']} {r['name']} {r['contestant']}: {check}" for r in rows for check in r["failed_checks"]]
     parts.append("### Wrong results\n\n" + ("\n".join(wrong) or "None: every result that was checked was right."))
     return "\n\n".join(parts)
@@ -78,7 +78,7 @@ def _speed(rows: Sequence[Row]) -> str:
     return (
         "### a. lsuv_ against one forward and the sampling of the matrices\n\n"
         "forward: plain, train mode, no_grad. sampling: orthonormal_ on tensors of the same shapes. "
-        "ratio: lsuv_ / (forward + sampling).\n\n" + _table(head, lines)
+        "ratio: lsuv_ / (forward + sampling).\n\n" + aligned(head, lines)
     )
 
 
@@ -103,7 +103,7 @@ def _peers(rows: Sequence[Row]) -> str:
         "passes: forward passes begun. std: smallest and largest output std of Linear, convolution and Conv1D modules in a fresh "
         "forward on the same batch, tied heads left out. `lsuv` works in eval mode, where BatchNorm does not normalize yet; "
         "`anyinit` does not aim at output stds but at the activations' mean square. "
-        f"A call is stopped after, or not begun if it must exceed, {rows[0]['cap_seconds']:g} s.\n\n" + _table(head, lines)
+        f"A call is stopped after, or not begun if it must exceed, {rows[0]['cap_seconds']:g} s.\n\n" + aligned(head, lines)
     )
 
 
@@ -126,7 +126,7 @@ def _matrices(rows: Sequence[Row]) -> str:
     head = ("matrix", "orthonormal_, s", "torch orthogonal_, s", "speedup", "Gram error", "torch's", "rows checked", "n")
     return (
         "### c. Orthonormal matrices, float32\n\n"
-        "Gram error: the largest entry of |Q Q^T - I| (of Q^T Q, where tall), computed in float64.\n\n" + _table(head, lines)
+        "Gram error: the largest entry of |Q Q^T - I| (of Q^T Q, where tall), computed in float64.\n\n" + aligned(head, lines)
     )
 
 
@@ -143,7 +143,7 @@ def _memory(rows: Sequence[Row]) -> str:
         f"Resident memory of a fresh process each ({rows[0]['method']}). baseline: with model and batch built, libraries too. "
         "ratio: (lsuv_'s peak - baseline) / (forward's peak - baseline + weights). "
         "allowed: 1.1 times forward's peak and one copy of the weights, all absolute. "
-        "10 to 20 MiB are library code that lsuv_ is the first to use: most of a small net's ratio.\n\n" + _table(head, lines)
+        "10 to 20 MiB are library code that lsuv_ is the first to use: most of a small net's ratio.\n\n" + aligned(head, lines)
     )
 
 
@@ -164,7 +164,7 @@ def _speed_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> 
     middle = statistics.median(ratios.values())
     limit = f"{middle:.2f}; worst {ratios[worst]:.2f} ({worst})"
     targets: list[Cells] = [
-        ("lsuv_ at most 1.15 times (forward + sampling), median over the nets", limit, _verdict(middle <= 1.15))
+        ("lsuv_ at most 1.15 times (forward + sampling), median over the nets", limit, verdict(middle <= 1.15))
     ]
     times = {d: by["a", f"mlp-{d}", "lsuv_"]["median_seconds"] for d in (10, 100, 1000) if f"mlp-{d}" in ratios}
     if len(times) < 2:
@@ -172,7 +172,7 @@ def _speed_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> 
     exponent = _slope([math.log(d) for d in times], [math.log(t) for t in times.values()])
     per_layer = ", ".join(f"{1e3 * t / d:.2f} at {d}" for d, t in times.items())
     found = f"time ~ depth^{exponent:.2f}; ms a layer: {per_layer}"
-    targets.append(("cost linear in depth, MLPs of 10 to 1000 layers (exponent at most 1.1)", found, _verdict(exponent <= 1.1)))
+    targets.append(("cost linear in depth, MLPs of 10 to 1000 layers (exponent at most 1.1)", found, verdict(exponent <= 1.1)))
     return targets
 
 
@@ -185,19 +185,19 @@ def _peer_targets(by: dict[tuple[str, str, str], Row]) -> list[Cells]:
         seconds = theirs["median_seconds"] or theirs["seconds_at_least"]
         found = f"{seconds / ours['median_seconds']:.1f} times" if seconds else str(theirs["status"])
         met = bool(seconds) and seconds / ours["median_seconds"] >= 10
-        targets.append((f"at least 10 times as fast as lsuv 0.3.0: {net}", found, _verdict(met)))
+        targets.append((f"at least 10 times as fast as lsuv 0.3.0: {net}", found, verdict(met)))
     return targets
 
 
 def _matrix_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> list[Cells]:
     targets: list[Cells] = []
     if row := by.get(("c", "4096x9216", "orthonormal_")):
-        met = _verdict(row["speedup"] >= 1.4)
+        met = verdict(row["speedup"] >= 1.4)
         targets.append(
             ("orthonormal_ at least 1.4 times as fast as torch's orthogonal_ at 4096x9216", f"{row['speedup']:.2f} times", met)
         )
     if errors := [float(r["gram_error"]) for r in rows if r["contestant"] == "orthonormal_"]:
-        targets.append(("its Gram error below 5e-6 in float32", f"{max(errors):.1e}", _verdict(max(errors) < 5e-6)))
+        targets.append(("its Gram error below 5e-6 in float32", f"{max(errors):.1e}", verdict(max(errors) < 5e-6)))
     return targets
 
 
@@ -208,7 +208,7 @@ def _memory_targets(rows: Sequence[Row]) -> list[Cells]:
     worst = max(own, key=lambda name: own[name]["absolute_ratio"])
     share = own[worst]["absolute_ratio"]
     target = "peak memory at most 1.1 times a forward's and one copy of the weights"
-    return [(target, f"at most {share:.2f} of that ({worst})", _verdict(share <= 1))]
+    return [(target, f"at most {share:.2f} of that ({worst})", verdict(share <= 1))]
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -216,7 +216,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def _verdict(met: bool) -> str:
+def verdict(met: bool) -> str:
     return "met" if met else "NOT MET"
 
 
@@ -241,7 +241,7 @@ def _span(low: Any, high: Any, decimals: int = 3) -> str:
     )
 
 
-def _table(head: Cells, lines: Iterable[Cells]) -> str:
+def aligned(head: Cells, lines: Iterable[Cells]) -> str:
     """A Markdown table whose columns line up, readable as it is."""
     escaped = [head, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     widths = [max(len(line[i]) for line in escaped) for i in range(len(head))]

@@ -114,7 +114,6 @@ def lsuv_(
     with ranks.together():
         check_model(model)
         options = Options.checked(model, target_std, pre_init, skip, mode, batches=batches, tol=tol)
-    sharded.reshard(model)
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
