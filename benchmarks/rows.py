@@ -25,6 +25,7 @@ class Rows:
 
     def __init__(self, out: Path, seed: int, *, quick: bool) -> None:
         self._out = out
+        self.quick = quick
         out.parent.mkdir(parents=True, exist_ok=True)
         began = now()
         self._provenance: Row = {

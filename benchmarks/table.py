@@ -165,7 +165,7 @@ def _speed_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> 
     middle = statistics.median(ratios.values())
     limit = f"{middle:.2f}; worst {ratios[worst]:.2f} ({worst})"
     targets: list[Cells] = [
-        ("lsuv_ at most 1.15 times (forward + sampling), median over the nets", limit, _verdict(middle <= 1.15))
+        ("lsuv_ at most 1.15 times (forward + sampling), median over the nets", limit, verdict(middle <= 1.15))
     ]
     times = {d: by["a", f"mlp-{d}", "lsuv_"]["median_seconds"] for d in (10, 100, 1000) if f"mlp-{d}" in ratios}
     if len(times) < 2:
@@ -173,7 +173,7 @@ def _speed_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> 
     exponent = _slope([math.log(d) for d in times], [math.log(t) for t in times.values()])
     per_layer = ", ".join(f"{1e3 * t / d:.2f} at {d}" for d, t in times.items())
     found = f"time ~ depth^{exponent:.2f}; ms a layer: {per_layer}"
-    targets.append(("cost linear in depth, MLPs of 10 to 1000 layers (exponent at most 1.1)", found, _verdict(exponent <= 1.1)))
+    targets.append(("cost linear in depth, MLPs of 10 to 1000 layers (exponent at most 1.1)", found, verdict(exponent <= 1.1)))
     return targets
 
 
@@ -186,19 +186,19 @@ def _peer_targets(by: dict[tuple[str, str, str], Row]) -> list[Cells]:
         seconds = theirs["median_seconds"] or theirs["seconds_at_least"]
         found = f"{seconds / ours['median_seconds']:.1f} times" if seconds else str(theirs["status"])
         met = bool(seconds) and seconds / ours["median_seconds"] >= 10
-        targets.append((f"at least 10 times as fast as lsuv 0.3.0: {net}", found, _verdict(met)))
+        targets.append((f"at least 10 times as fast as lsuv 0.3.0: {net}", found, verdict(met)))
     return targets
 
 
 def _matrix_targets(rows: Sequence[Row], by: dict[tuple[str, str, str], Row]) -> list[Cells]:
     targets: list[Cells] = []
     if row := by.get(("c", "4096x9216", "orthonormal_")):
-        met = _verdict(row["speedup"] >= 1.4)
+        met = verdict(row["speedup"] >= 1.4)
         targets.append(
             ("orthonormal_ at least 1.4 times as fast as torch's orthogonal_ at 4096x9216", f"{row['speedup']:.2f} times", met)
         )
     if errors := [float(r["gram_error"]) for r in rows if r["contestant"] == "orthonormal_"]:
-        targets.append(("its Gram error below 5e-6 in float32", f"{max(errors):.1e}", _verdict(max(errors) < 5e-6)))
+        targets.append(("its Gram error below 5e-6 in float32", f"{max(errors):.1e}", verdict(max(errors) < 5e-6)))
     return targets
 
 
@@ -209,7 +209,7 @@ def _memory_targets(rows: Sequence[Row]) -> list[Cells]:
     worst = max(own, key=lambda name: own[name]["absolute_ratio"])
     share = own[worst]["absolute_ratio"]
     target = "peak memory at most 1.1 times a forward's and one copy of the weights"
-    return [(target, f"at most {share:.2f} of that ({worst})", _verdict(share <= 1))]
+    return [(target, f"at most {share:.2f} of that ({worst})", verdict(share <= 1))]
 
 
 def _slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -217,7 +217,7 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def _verdict(met: bool) -> str:
+def verdict(met: bool) -> str:
     return "met" if met else "NOT MET"
 
 

@@ -270,6 +270,45 @@ def mixed_precision(rank: int) -> tuple[float, bool]:
     return (gram - torch.eye(64)).abs().max().item(), bool((weight.bfloat16().float() != weight).any())
 
 
+class Odd(nn.Module):
+    """Weights used as no operator uses them, transposed ones twice, and one that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elementwise, self.twice, self.unused = nn.Linear(16, 16), Transposed(), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.twice(x).tanh()
+        x = (x.unsqueeze(1) * (2 * self.elementwise.weight)).sum(-1)
+        return self.twice(x)
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(12, 16)[:, :16])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w.t() @ self.w
+
+
+def odd_weights(rank: int) -> float:
+    """As one process, what the report says of them too."""
+    one, several, size = seeded_model(Odd), seeded_model(Odd), torch.distributed.get_world_size()
+    x = torch.randn(20, 16, generator=seeded(1))
+    fully_shard(several.twice, mesh=world())
+    fully_shard(several, mesh=world())
+    reports = [
+        lsuv_(one, x, generator=seeded(), distributed=False),
+        lsuv_(several, share(x, rank, size), generator=seeded()),
+    ]
+    told = [{r.name: (r.status, len(r.uses)) for r in report} for report in reports]
+    assert (
+        told[0] == told[1] == {"twice.w": ("shared", 4), "elementwise.weight": ("unsupported", 0), "unused.weight": ("unused", 0)}
+    )
+    return largest_difference(whole_weights(one), whole_weights(several))
+
+
 # Experts.
 
 
@@ -301,9 +340,9 @@ class Experts(nn.Module):
 
 
 def tokens(size: int) -> Tensor:
-    """The first process has tokens for experts 0 and 2, the second for 1 and 2, the third for 1, the fourth for 0; none for 3."""
+    """The first process has tokens for experts 0 and 2, the second for 1, the third for 1 and 2, the fourth for 0; none for 3."""
     x = torch.randn(size * 10, 16, generator=seeded(1))
-    wanted = [0.0, 0, 2, 2, 2, 0, 0, 0, 2, 0, 1, 1, 1, 1, 2, 2, 2, 2, 1, 1, *[1] * 10, *[0] * 10]
+    wanted = [0.0, 0, 2, 2, 2, 0, 0, 0, 2, 0, *[1] * 10, 1, 1, 1, 1, 2, 2, 2, 2, 1, 1, *[0] * 10]
     x[:, -1] = torch.tensor(wanted[: len(x)])
     return x
 
@@ -422,7 +461,12 @@ def many_batches(rank: int, form: str, counts: Sequence[int], options: dict[str,
     size = torch.distributed.get_world_size()
     batches = batches_of(size, counts)
     make = lambda: seeded_model(lambda: mlp(16, 20, 12, 8))
-    one, several = make(), wrapped(make(), form)
+    one, several = make(), make()
+    if form == "tp":
+        parallelize_module(several, world(), {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        batches = [batches[0]] * size
+    else:
+        several = wrapped(several, form)
     length = min(counts) if form == "fsdp" else max(counts)
     joined = [torch.cat([own[i] for own in batches if i < len(own)]) for i in range(length)]
     with warnings.catch_warnings(record=True) as caught:
@@ -776,3 +820,21 @@ def alone(rank: int) -> dict[str, Tensor]:
     model = seeded_model(mlp, 16, 20, 12, 8)
     lsuv_(model, torch.randn(20, 16, generator=seeded(rank)), generator=seeded(), distributed=False)
     return whole_weights(model)
+
+
+# On a GPU, which both processes share.
+
+
+def on_gpu(rank: int) -> float:
+    one, several = (seeded_model(mlp, 16, 20, 12, 8).cuda() for _ in range(2))
+    x = torch.randn(30, 16, generator=seeded(1)).cuda()
+    lsuv_(one, x, generator=seeded(), distributed=False)
+    lsuv_(several, share(x, rank, 2), generator=seeded())
+    return largest_difference(whole_weights(one), whole_weights(several))
+
+
+def experts_on_gpu(rank: int) -> float:
+    one, several = (seeded_model(Experts).cuda() for _ in range(2))
+    lsuv_(one, tokens(2).cuda(), generator=seeded(), distributed=False)
+    lsuv_(several, share(tokens(2), rank, 2).cuda(), generator=seeded())
+    return largest_difference(whole_weights(one), whole_weights(several))

@@ -52,6 +52,13 @@ def test_weights_are_those_of_one_process(form, size, request):
         assert max(differences.values()) < EXACT, differences
 
 
+def test_parts_and_computed_weights_of_fsdp(group):
+    names = ["sliced", "attention", "spectral", "weight_norm", "spectral_norm", "lstm"]
+    for differences in group.run(jobs.as_one, names, "fsdp"):
+        assert max(differences.values()) < EXACT, differences
+    assert max(group.run(jobs.odd_weights)) < EXACT
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_weights_of_many_models_are_those_of_one_process(form, group):
@@ -180,6 +187,13 @@ def test_loaders_of_different_length(form, options, group):
         had = "3" if in_step else "3 to 5 in the processes"
         assert warned == [f"lsuv_: batches=5 was asked for, the data had {had}"]
         assert all(record.spread > 0 for record in report)
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_init": None, "tol": 1e-5}])
+def test_many_batches_in_tensor_parallelism(options, group):
+    for difference, report, warned in group.run(jobs.many_batches, "tp", [5] * group.size, options):
+        assert difference < EXACT
+        assert (report.batches, warned) == (5, [])
 
 
 # What is sent.

@@ -93,3 +93,14 @@ def test_an_expanded_weight_lies_where_the_weight_does():
     holder = Holder()
     weights = Weights(holder)
     assert weights.find(holder.w.expand(3, 6, 4, 8)).key == weights.find(holder.w).key
+
+
+def test_memory_that_a_parameter_left_is_not_its_own():
+    """FSDP2 frees the memory of whole parameters, and other tensors get it."""
+    holder = Holder()
+    left = holder.w.data
+    weights = Weights(holder)
+    holder.w.data = torch.randn(6, 4, 8)
+    assert weights.find(left) is None
+    assert weights.find(left[2]) is None
+    assert weights.find(holder.w).name == "w"

@@ -160,7 +160,6 @@ def lsuv_(
         if automatic or not options.plain:
             _refuse_parts(model, device=target, checkpoint=checkpoint)
     ranks.careful = ranks.careful or not options.plain
-    sharded.reshard(model)
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
     with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
