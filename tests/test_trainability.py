@@ -130,6 +130,7 @@ def test_a_killed_benchmark_goes_on_where_it_was(tmp_path):
             break
     first.kill()
     first.wait()
+    first.stdout.close()
     second = command(*asked)
     told, _ = second.communicate(timeout=300)
     assert second.returncode == 0
