@@ -4,15 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper lock clean
+.PHONY: help demo test test-slow lint bench bench-trainability bench-trainability-quick trainability zoo paper docs release-check lock clean
 help:
 	@echo "make demo       train a deep network from PyTorch's initialization and from LSUV; writes goodinit-demo.png"
 	@echo "make test       linter, type checker and test-suite (a few minutes)"
 	@echo "make test-slow  the longer checks"
+	@echo "make release-check  builds wheel and sdist, and runs tests against the installed wheel (a minute)"
 	@echo "make bench      benchmarks/bench_lsuv.py: side by side with the peers"
 	@echo "make bench-trainability        does it help: small real tasks from every initialization (hours; goes on where it was)"
 	@echo "make bench-trainability-quick  a subset of it, in five minutes"
 	@echo "make paper      docs/paper.md: the paper's tables and figures, from the committed rows"
+	@echo "make docs       the documentation as a site, in build/site"
 	@echo "make zoo        initializes every model of the zoo; writes docs/zoo.md (a few minutes)"
 
 demo: $(READY)
@@ -56,6 +58,10 @@ zoo: $(READY)
 paper: $(READY)
 	$(BIN)/goodinit reproduce report --results benchmarks/results/paper --out docs/paper.md
 
+# The site, in build/site. Its theme advertises its successor unless told not to.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
+
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "goodinit needs Python 3.10 or newer; name one with: make PYTHON=python3.11"; exit 1; }
@@ -66,6 +72,10 @@ $(READY): pyproject.toml constraints.txt
 	@# this build of torch, an installed torchvision would break `import transformers` everywhere else.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision --upgrade timm torchvision
 	@touch $@
+
+# In build/release: the wheel, the sdist, and an environment that the wheel is installed in.
+release-check: $(READY)
+	bash .ci/check-release $(BIN)/python
 
 # New pins: everything that the development environment holds now.
 lock: $(READY)

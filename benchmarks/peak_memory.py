@@ -79,14 +79,14 @@ def _in_fresh_process(net: str, action: str, seed: int, *, quick: bool) -> dict[
     return result
 
 
-def _memory(key: str) -> int:
+def memory(key: str) -> int:
     """Bytes of a line of /proc/self/status: VmRSS, resident now; VmHWM, resident at most."""
     match = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     assert match is not None
     return int(match[1]) * 1024
 
 
-def _reset_peak() -> bool:
+def reset_peak() -> bool:
     """Make VmHWM start from what is resident now; False where the system does not allow that."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
@@ -109,15 +109,15 @@ def _main() -> None:
     from goodinit import lsuv_
 
     gc.collect()
-    resets = _reset_peak()
-    baseline = _memory("VmRSS")
+    resets = reset_peak()
+    baseline = memory("VmRSS")
     scaled = 0
     if options.action == "lsuv_":
         scaled = sum(record.status == "scaled" for record in lsuv_(model, batch))
     else:
         with torch.no_grad():
             model(batch)
-    peak = _memory("VmHWM") if resets else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = memory("VmHWM") if resets else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     failed = failed_stds(output_stds(model, batch, training=True), expected=scaled) if options.action == "lsuv_" else []
     method = "VmHWM, reset before" if resets else "ru_maxrss, of the whole process"
     weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())

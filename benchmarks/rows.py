@@ -33,7 +33,7 @@ class Rows:
             "seed": seed,
             "quick": quick,
             "clock": CLOCK.name,
-            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *_without_places(sys.argv[1:])]),
+            "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *without_places(sys.argv[1:])]),
             "versions": versions("lsuv", "anyinit", "transformers"),
             "machine": machine(),
             **commit(leaving_out=["benchmarks/results"]),
@@ -74,9 +74,9 @@ class Rows:
         return [f"{r['section']} {r['name']} {r['contestant']}: {check}" for r in self.made for check in r["failed_checks"]]
 
 
-def _without_places(arguments: Sequence[str]) -> list[str]:
+def without_places(arguments: Sequence[str]) -> list[str]:
     """A command's arguments with DIR and FILE for where things are on this machine."""
-    places = {"--data-dir": "DIR", "--checkpoint": "DIR", "--out": "FILE"}
+    places = {"--data-dir": "DIR", "--checkpoint": "DIR", "--out": "FILE", "--rows": "FILE"}
     return [places.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
 
 

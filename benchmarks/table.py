@@ -14,26 +14,27 @@ Cells = Sequence[str]
 
 def markdown(rows: Sequence[Row]) -> str:
     """All that a run found."""
-    parts = [_header(rows)] if rows else ["no rows"]
+    parts = [header("bench_lsuv", rows)] if rows else ["no rows"]
     for section, render in _SECTIONS.items():
         own = [row for row in rows if row["section"] == section]
         if own:
             parts.append(render(own))
     if rows and not rows[0]["quick"]:
-        parts.append("### Targets\n\n" + _table(("target", "found", ""), _targets(rows)))
+        parts.append("### Targets\n\n" + table(("target", "found", ""), _targets(rows)))
     wrong = [f"- {r['section']} {r['name']} {r['contestant']}: {check}" for r in rows for check in r["failed_checks"]]
     parts.append("### Wrong results\n\n" + ("\n".join(wrong) or "None: every result that was checked was right."))
     return "\n\n".join(parts)
 
 
-def _header(rows: Sequence[Row]) -> str:
+def header(title: str, rows: Sequence[Row]) -> str:
+    """What run it was, on what machine."""
     row, loads = rows[0], [row["load"] for row in rows]
     machine, versions = row["machine"], ", ".join(f"{k} {v}" for k, v in row["versions"].items())
     cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     commit = (row["commit"] or "none yet") + (" with changes" if row["dirty"] else "")
     return "\n".join(
         (
-            f"## bench_lsuv, run {row['run']}\n",
+            f"## {title}, run {row['run']}\n",
             f"- `{row['command']}`, seed {row['seed']}, commit {commit}",
             f"- {versions}",
             f"- {cpu}, {machine['memory_gib']} GiB, {machine['system']}; load {min(loads)} to {max(loads)}, this run included",
@@ -45,7 +46,7 @@ def _header(rows: Sequence[Row]) -> str:
 
 def _speed(rows: Sequence[Row]) -> str:
     lines = []
-    for name, by in _grouped(rows):
+    for name, by in grouped(rows):
         lsuv, kept = by["lsuv_"], by["lsuv_(pre_init=None)"]
         lines.append(
             (
@@ -78,13 +79,13 @@ def _speed(rows: Sequence[Row]) -> str:
     return (
         "### a. lsuv_ against one forward and the sampling of the matrices\n\n"
         "forward: plain, train mode, no_grad. sampling: orthonormal_ on tensors of the same shapes. "
-        "ratio: lsuv_ / (forward + sampling).\n\n" + _table(head, lines)
+        "ratio: lsuv_ / (forward + sampling).\n\n" + table(head, lines)
     )
 
 
 def _peers(rows: Sequence[Row]) -> str:
     lines = []
-    for name, by in _grouped(rows):
+    for name, by in grouped(rows):
         ours = by["goodinit lsuv_"]["median_seconds"]
         for contestant, row in by.items():
             time, factor = _seconds(row), f"{row['median_seconds'] / ours:.1f}" if row["median_seconds"] else "-"
@@ -103,13 +104,13 @@ def _peers(rows: Sequence[Row]) -> str:
         "passes: forward passes begun. std: smallest and largest output std of Linear, convolution and Conv1D modules in a fresh "
         "forward on the same batch, tied heads left out. `lsuv` works in eval mode, where BatchNorm does not normalize yet; "
         "`anyinit` does not aim at output stds but at the activations' mean square. "
-        f"A call is stopped after, or not begun if it must exceed, {rows[0]['cap_seconds']:g} s.\n\n" + _table(head, lines)
+        f"A call is stopped after, or not begun if it must exceed, {rows[0]['cap_seconds']:g} s.\n\n" + table(head, lines)
     )
 
 
 def _matrices(rows: Sequence[Row]) -> str:
     lines = []
-    for name, by in _grouped(rows):
+    for name, by in grouped(rows):
         ours, theirs = by["orthonormal_"], by["torch.nn.init.orthogonal_"]
         lines.append(
             (
@@ -126,13 +127,13 @@ def _matrices(rows: Sequence[Row]) -> str:
     head = ("matrix", "orthonormal_, s", "torch orthogonal_, s", "speedup", "Gram error", "torch's", "rows checked", "n")
     return (
         "### c. Orthonormal matrices, float32\n\n"
-        "Gram error: the largest entry of |Q Q^T - I| (of Q^T Q, where tall), computed in float64.\n\n" + _table(head, lines)
+        "Gram error: the largest entry of |Q Q^T - I| (of Q^T Q, where tall), computed in float64.\n\n" + table(head, lines)
     )
 
 
 def _memory(rows: Sequence[Row]) -> str:
     lines = []
-    for name, by in _grouped(rows):
+    for name, by in grouped(rows):
         forward, lsuv = by["forward"], by["lsuv_"]
         sizes = [row[key] / 2**20 for row in (forward, lsuv) for key in ("baseline_bytes", "peak_bytes")]
         ratios = (f"{lsuv['ratio']:.2f}", f"{lsuv['absolute_ratio']:.2f}")
@@ -143,7 +144,7 @@ def _memory(rows: Sequence[Row]) -> str:
         f"Resident memory of a fresh process each ({rows[0]['method']}). baseline: with model and batch built, libraries too. "
         "ratio: (lsuv_'s peak - baseline) / (forward's peak - baseline + weights). "
         "allowed: 1.1 times forward's peak and one copy of the weights, all absolute. "
-        "10 to 20 MiB are library code that lsuv_ is the first to use: most of a small net's ratio.\n\n" + _table(head, lines)
+        "10 to 20 MiB are library code that lsuv_ is the first to use: most of a small net's ratio.\n\n" + table(head, lines)
     )
 
 
@@ -220,7 +221,7 @@ def _verdict(met: bool) -> str:
     return "met" if met else "NOT MET"
 
 
-def _grouped(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
+def grouped(rows: Iterable[Row]) -> list[tuple[str, dict[str, Row]]]:
     """Rows by name, and of each name by contestant."""
     grouped: dict[str, dict[str, Row]] = {}
     for row in rows:
@@ -241,7 +242,7 @@ def _span(low: Any, high: Any, decimals: int = 3) -> str:
     )
 
 
-def _table(head: Cells, lines: Iterable[Cells]) -> str:
+def table(head: Cells, lines: Iterable[Cells]) -> str:
     """A Markdown table whose columns line up, readable as it is."""
     escaped = [head, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
     widths = [max(len(line[i]) for line in escaped) for i in range(len(head))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import namedtuple
+from collections import UserDict, namedtuple
 from dataclasses import dataclass
 
 import pytest
@@ -143,6 +143,25 @@ def test_batch_of_the_callers_own_class():
             return self.fc(graph.x)
 
     assert lsuv_(Net(), [Graph(X)]).ok
+
+
+class Encoding(UserDict):
+    """As transformers' BatchEncoding and BatchFeature: a mapping with attributes, that moves itself."""
+
+    def __getattr__(self, name):
+        return self.data[name]
+
+    def to(self, device):
+        self.data = {key: value.to(device) for key, value in self.data.items()}
+        return self
+
+
+def test_mapping_that_moves_itself():
+    batch = Encoding(x=X, label=Y)
+    held = batch.data
+    assert first_call(One(), [batch]).kwargs.keys() == {"x"}
+    assert first_call(One(), batch, lambda model, batch: model(batch.x))(One()).shape == (16, 3)
+    assert batch.data is held
 
 
 class Stream(IterableDataset):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -138,3 +139,34 @@ def test_errors_while_running_have_exit_code_1_and_bugs_a_traceback(monkeypatch,
     result = fail_with(NonFiniteError("NaN in conv1"))
     assert (result.exit_code, result.output) == (1, "goodinit: NaN in conv1\n")
     assert isinstance(fail_with(ZeroDivisionError("a bug")).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("command", [(), ("init",), ("inspect",), ("demo",)])
+def test_help_fits_a_narrow_terminal(command):
+    result = CliRunner(env={"COLUMNS": "80", "NO_COLOR": "1", "TERM": "dumb"}).invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "…" not in result.output.replace("cuda:1, …", "")  # nothing is cut off
+
+
+@pytest.mark.parametrize("command", ["init", "inspect"])
+def test_help_says_what_exit_codes_mean(command):
+    shown = " ".join(call(command, "--help").output.split())
+    assert (
+        "Exit codes: 0 done; 1 it failed, or --check found fault; 2 the command cannot be meant, and nothing was run; 130"
+        in shown
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("goodinit in", ["init", "inspect"]), ("goodinit init --ta", ["--target-std"]), ("goodinit reproduce li", ["list"])],
+)
+def test_shells_complete_commands_and_options(words, completed):
+    """What the script that --install-completion installs asks; without torch, which would take seconds to load."""
+    code = "import sys; sys.argv = ['goodinit']; sys.modules['torch'] = None; from goodinit.__main__ import main; main()"
+    asked = {"_GOODINIT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **asked}
+    )
+    assert (done.returncode, done.stdout.split()) == (0, completed), done.stderr

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from goodinit.errors import OptionError
-from goodinit.files import SaveError, check_writable, write_whole
+from goodinit.files import SaveError, check_writable, replacing, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -73,3 +73,25 @@ def test_a_path_that_nothing_can_be_saved_at(tmp_path, name, message):
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=message):
         check_writable(tmp_path / name, what="a thing", example="x.y")
+
+
+def test_of_a_link_what_it_points_at_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "a")
+    write_whole(tmp_path / "link", b"x")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "a").read_bytes() == b"x"
+
+
+def test_nothing_is_left_of_what_was_broken_off(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+
+    def interrupted():
+        with replacing(tmp_path / "a", 3) as unfinished:
+            unfinished.write_bytes(b"new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "a").read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -29,11 +29,19 @@ def run(code):
 
 
 def test_import_needs_torch_alone():
-    code = "import sys, torch; before = set(sys.modules); import goodinit; print(*sorted(set(sys.modules) - before))"
+    code = "import sys, torch; before = set(sys.modules); from goodinit import *; print(*sorted(set(sys.modules) - before))"
     new = {m.partition(".")[0] for m in run(code).split()}
     assert new - set(sys.stdlib_module_names) == {"goodinit"}
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert [re.match(r"\w+", d).group() for d in dependencies] == ["torch"]
+
+
+def test_names_are_imported_when_they_are_asked_for():
+    """So that a command's help, and what completes its words, need not wait for torch."""
+    assert run("import sys, goodinit, goodinit.cli; print('torch' in sys.modules); goodinit.lsuv_").split() == ["False"]
+    assert set(goodinit.__all__) <= set(dir(goodinit))
+    with pytest.raises(AttributeError, match="module 'goodinit' has no attribute 'lsuv2'"):
+        goodinit.lsuv2  # noqa: B018 - that is what is tested
 
 
 def test_command_without_its_extra_says_how_to_install_it():

@@ -79,6 +79,12 @@ def test_two_signals_of_different_models():
     assert [column.side for column in content.columns if column.key.startswith("std:")] == ["A", "B"]
 
 
+def test_the_target_of_most_weights_is_drawn():
+    a, b, c = report("a", "b", "c", target=0.5).records
+    content = content_of(Sources(Report((a, b, replace(c, target=0.1)), 1, 0.0, 0.0)))
+    assert content.data["target"] == 0.5
+
+
 def test_a_scheme_that_does_not_scale_has_no_stds_to_draw():
     content = content_of(Sources(report("a", "b", status="drawn", std_before=None, std_after=None)))
     assert content.data["panels"] == []

@@ -32,6 +32,7 @@ SIZES = {"phone": {"width": 360, "height": 740}, "desktop": {"width": 1280, "hei
 def browser():
     with sync_playwright() as playwright:
         args = [*QUIET, "--disable-component-update", "--disable-sync"]
+        expect.set_options(timeout=30_000)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=args, chromium_sandbox=False)
         yield browser
         browser.close()
@@ -94,12 +95,12 @@ def opened(browser, pages):
 
     def open_page(name, size="desktop", **options):
         context = browser.new_context(viewport=SIZES[size], **options)
+        context.set_default_timeout(30_000)  # two cores may be busy with other tests
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(10_000)
         page.on("console", lambda message: wrong.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda request: wrong.append(request.url) if request.url != pages[name].as_uri() else None)
+        page.on("request", lambda request: wrong.append(request.url))
         page.on("dialog", lambda dialog: wrong.append(dialog.message))
         page.goto(pages[name].as_uri())
         return page
@@ -107,7 +108,8 @@ def opened(browser, pages):
     yield open_page
     for context in contexts:
         context.close()
-    assert [text for text in wrong if not text.startswith("data:")] == []
+    known = {path.as_uri() for path in pages.values()}
+    assert [text for text in wrong if text not in known and not text.startswith("data:")] == []
 
 
 def shown_names(page):
@@ -126,22 +128,25 @@ def point_at(page, layer, *, panel=0, count=13):
     page.mouse.move(box["x"] + 58 + (box["width"] - 72) * (layer + 0.5) / count, box["y"] + 80)
 
 
-@pytest.mark.parametrize("name", ["deep", "broken", "empty", "one", "evil", "scheme"])
 @pytest.mark.parametrize("size", SIZES)
-def test_opens_and_is_no_wider_than_the_window(opened, name, size):
-    page = opened(name, size)
-    expect(page.locator("h1")).to_be_visible()
-    assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"]
+def test_opens_and_is_no_wider_than_the_window(opened, pages, size):
+    page = opened("deep", size)
+    for name in ("deep", "broken", "empty", "one", "evil", "scheme"):
+        page.goto(pages[name].as_uri())
+        expect(page.locator("h1")).to_be_visible()
+        if name != "empty":
+            page.get_by_text("Columns").click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= SIZES[size]["width"], name
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("deep", "light"), ("deep", "dark"), ("broken", "light"), ("empty", "light")])
+@pytest.mark.parametrize(("name", "scheme"), [("deep", "dark"), ("broken", "light")])
 def test_passes_an_audit_of_accessibility(opened, name, scheme):
     """By axe-core: names, roles, order of headings, contrast of colours…"""
     page = opened(name, color_scheme=scheme)
-    if name != "empty":
-        point_at(page, 3)
-        page.mouse.down()
-        page.mouse.up()
+    page.locator("summary").evaluate_all("all => all.forEach(one => (one.parentElement.open = true))")
+    point_at(page, 3)
+    page.mouse.down()
+    page.mouse.up()
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
 
@@ -311,6 +316,18 @@ def test_a_finger_slides_along_the_curve(opened):
     expect(page.locator("#layer h3")).to_have_text("head.weight")
 
 
+@pytest.mark.parametrize("layer", [0, 12])
+def test_the_tip_does_not_lie_on_what_is_pointed_at(opened, layer):
+    for size in SIZES:
+        page = opened("deep", size)
+        point_at(page, layer)
+        tip, svg = page.locator("#tip").bounding_box(), page.locator("svg.panel").first.bounding_box()
+        x, y = svg["x"] + 58 + (svg["width"] - 72) * (layer + 0.5) / 13, svg["y"] + 80
+        assert not (tip["x"] <= x <= tip["x"] + tip["width"] and tip["y"] <= y <= tip["y"] + tip["height"])
+        assert tip["x"] >= 0
+        assert tip["x"] + tip["width"] <= SIZES[size]["width"]
+
+
 def test_what_is_off_the_scale_is_marked(opened):
     page = opened("evil")
     assert page.locator("svg.panel .edges").count() > 0
@@ -365,6 +382,7 @@ def test_prints(opened):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     for what in ("#filters", "#tree", ".hint"):
         expect(page.locator(what).first).to_be_hidden()
+    expect(page.get_by_text("std between samples").first).to_be_visible()  # what the curves are
     for what in ("h1", "svg.panel", "#table tbody tr:last-child"):
         expect(page.locator(what).first).to_be_visible()
     pdf = page.pdf(format="A4", prefer_css_page_size=True)
@@ -382,15 +400,13 @@ def test_without_scripts_there_is_the_verdict_and_the_table(opened):
 def test_a_thousand_layers(opened):
     page = opened("thousand")
     assert page.locator("#table tbody tr").count() == 1000
-    expect(page.get_by_role("treeitem").filter(visible=True).first).to_be_visible()
-    assert page.get_by_role("treeitem").filter(visible=True).count() < 400
-    page.get_by_label("Filter by words").fill("blocks.125.")
-    assert len(shown_names(page)) == 4
-    page.get_by_label("Filter by words").fill("")
-    page.get_by_label("Filter by health").select_option("fault")
-    assert shown_names(page) == ["net.blocks.125.query.weight"]
-    page.get_by_label("Filter by health").select_option("")
-    page.get_by_role("button", name="std before").click()
-    assert page.locator("#table tbody tr").first.inner_text().split()[0] == "1000"
+    visible = page.locator("#tree li").evaluate_all("items => items.filter(item => item.offsetParent).length")
+    assert 250 <= visible < 300  # one block of them open, in which a fault begins
     point_at(page, 500, count=1000)
     expect(page.locator("#tip .name")).to_have_text(re.compile(r"net\.blocks\.12\d\."))
+    page.get_by_role("button", name="std before").click()
+    assert page.locator("#table tbody tr").first.inner_text().split()[0] == "1000"
+    page.get_by_label("Filter by words").fill("blocks.125.")
+    assert len(shown_names(page)) == 4
+    page.get_by_label("Filter by health").select_option("fault")
+    assert shown_names(page) == ["net.blocks.125.query.weight"]

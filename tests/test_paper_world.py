@@ -97,6 +97,7 @@ def test_several_processes_train_as_one(place, tmp_path, processes):
     same(tmp_path / "one", tmp_path / "several")
 
 
+@pytest.mark.slow
 def test_several_processes_that_were_killed_go_on(place, tmp_path):
     """Dropout too: every process has random numbers of its own."""
     change = "dict(network='fitnet-mnist', depth=0)"

@@ -1,4 +1,4 @@
-"""Whose weight it is, what its part is called, which parts overlap."""
+"""Whose weight it is, and what its part is called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit.weights import Covered, Weights, matches, region_label
+from goodinit.weights import Weights, matches, region_label
 
 
 class Holder(nn.Module):
@@ -69,26 +69,6 @@ def test_parameters_that_share_a_storage():
     assert weights.find(model.a.detach()[1]).name == "a[1]"
 
 
-def test_covered():
-    holder = Holder()
-    weights, covered = Weights(holder), Covered()
-
-    def find(t):
-        return weights.find(t)
-
-    w = holder.w
-    assert find(w[1]) not in covered
-    covered.add(find(w[1]))
-    assert find(w[1].t()) in covered
-    assert find(w[2]) not in covered
-    assert find(w) in covered
-    assert find(w[:, 0]) in covered
-    assert find(w[2:, 0]) not in covered
-    covered.add(find(holder.inner.weight))
-    assert find(holder.inner.weight[2:3]) in covered
-    assert find(holder.inner.weight) in covered
-
-
 @pytest.mark.parametrize(
     ("pattern", "yes"),
     [
@@ -107,15 +87,6 @@ def test_covered():
 )
 def test_patterns(pattern, yes):
     assert matches("layers.0.weight[2]", pattern) == yes
-
-
-def test_parts_that_interlock_do_not_overlap():
-    holder = Holder()
-    weights, covered = Weights(holder), Covered()
-    covered.add(weights.find(holder.w[:, :, ::2]))
-    assert weights.find(holder.w[:, :, 1::2]) not in covered
-    assert weights.find(holder.w[2]) in covered
-    assert weights.find(holder.w[0, 0, 1:2]) not in covered
 
 
 def test_an_expanded_weight_lies_where_the_weight_does():

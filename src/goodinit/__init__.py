@@ -1,5 +1,8 @@
 """Makes deep networks trainable before the first step of training: LSUV initialization in one forward pass."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from goodinit.errors import (
     DataError,
     GoodinitError,
@@ -8,12 +11,14 @@ from goodinit.errors import (
     NonFiniteError,
     OptionError,
 )
-from goodinit.lsuv import lsuv_
-from goodinit.orthonormal import orthonormal_
-from goodinit.propagation import measure
-from goodinit.report import Record, Report
-from goodinit.schemes import init_
-from goodinit.signals import Signal
+
+if TYPE_CHECKING:
+    from goodinit.lsuv import lsuv_
+    from goodinit.orthonormal import orthonormal_
+    from goodinit.propagation import measure
+    from goodinit.report import Record, Report
+    from goodinit.schemes import init_
+    from goodinit.signals import Signal
 
 __version__ = "0.1.0"
 
@@ -32,3 +37,27 @@ __all__ = [
     "measure",
     "orthonormal_",
 ]
+
+# Imported when they are asked for: torch takes seconds to load, which the command line need not wait for to print its help, or to
+# complete a word.
+_MODULES = {
+    "Record": "report",
+    "Report": "report",
+    "Signal": "signals",
+    "init_": "schemes",
+    "lsuv_": "lsuv",
+    "measure": "propagation",
+    "orthonormal_": "orthonormal",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"goodinit.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

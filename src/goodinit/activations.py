@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 # Slopes below these shares of the steepest one: a step of training moves hardly anything; nothing at all.
 _SATURATED, _DEAD = 0.05, 0.001
-# Inputs at which slopes are looked at.
-_REACH, _PER_UNIT = 20, 100
+# Inputs at which slopes are looked at: evenly spread, and on both sides of zero, where many of them bend.
+_REACH, _PER_UNIT, _TINY = 20, 100, 1e-12
 
 
 class Flat(NamedTuple):
@@ -89,7 +89,8 @@ def shape_of(function: Function, args: Iterable[Any], kwargs: dict[str, Any]) ->
 @cache
 def _shape(function: Function, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Shape:
     with torch.inference_mode(False), torch.enable_grad():
-        x = (torch.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1, dtype=torch.float64) / _PER_UNIT).requires_grad_()
+        even = torch.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1, dtype=torch.float64) / _PER_UNIT
+        x = torch.cat([even, torch.tensor([-_TINY, _TINY])]).sort().values.requires_grad_()
         y = function(x * 1, *args, **dict(kwargs))  # a copy: it may be overwritten
         (slope,) = torch.autograd.grad(y.sum(), x)
     share = slope.abs() / slope.abs().max()

@@ -16,8 +16,8 @@ _AS_LSUV_LEAVES = "LSUV cannot mend this: the stds are as it leaves them."
 _SIGMOIDS = frozenset({"sigmoid", "hardsigmoid", "logsigmoid", "softplus"})
 _BOUNDED = frozenset({"tanh", "hardtanh", "softsign"})
 _RECTIFIERS = frozenset({"relu", "gelu", "silu", "leaky_relu", "relu6", "mish", "clamp"})
-# LSUV's stds are equal to rounding on its own batch, to a few percent on another; where biases rule they are to a tenth or so.
-_EQUAL, _MOSTLY = 0.03, 0.9
+# LSUV's stds are equal on its own batch, nearly on another; where biases rule, they are nearly equal but for the first layers.
+_EQUAL, _MOSTLY = 0.2, 0.8
 # Plain ReLU nets of more layers lose the samples' differences from any weights.
 _DEEP = 50
 # No LSUV target is larger.
@@ -38,8 +38,8 @@ def activation_of(layers: Sequence[Layer]) -> str | None:
 def is_scaled(layers: Sequence[Layer]) -> bool:
     """Whether the stds are as LSUV leaves them: nearly all the same, and not large."""
     middle = statistics.median(layer.std for layer in layers)
-    near = sum(abs(layer.std - middle) <= _EQUAL * middle for layer in layers)
-    return 0 < middle <= _LARGEST_TARGET and near >= _MOSTLY * len(layers)
+    near = [abs(layer.std - middle) <= _EQUAL * middle for layer in layers]
+    return 0 < middle <= _LARGEST_TARGET and near[0] and sum(near) >= _MOSTLY * len(layers)
 
 
 def against_loss_of_scale() -> str:

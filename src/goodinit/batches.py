@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import random
-import sys
+from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NoReturn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from goodinit.errors import DataError, OptionError
+from goodinit.loaders import Batches, Loading
 
 Forward = Callable[[Any, Any], Any]
 
@@ -66,8 +66,8 @@ class Calls:
     - With ``forward``, ``forward(model, data)`` is called with each batch of a DataLoader; all else is handed on as it is, or
       item by item if there are to be several batches.
 
-    Tensors are moved to the model's device. Nothing is changed in dtype. What loads the batches draws from a stream of random
-    numbers of its own, which begins anew at every iteration; what can be iterated but once is kept.
+    Tensors are moved to the model's device. Nothing is changed in dtype. Taking batches leaves no trace in what loads them (see
+    `goodinit.loaders`); what can be iterated but once is kept.
 
     Raises:
         DataError: there is no batch, nothing in it is a tensor, or it holds NaN or infinity.
@@ -98,16 +98,16 @@ class Calls:
             )
         if self._kept is None:
             _check_iterable(data)
-            self._random = _DataRandomness(data)
+            self._loading = Loading(data)
             if isinstance(data, Iterator):
-                with self._random.begin():
+                with self._loading.begin():
                     self._kept = list(islice(data, count))
         self.first = next(self._items(1), None) or _refuse_empty(data)
 
     def _is_batch(self, data: Any) -> bool:
         """Whether it is a batch, not an iterable of batches."""
         if self._signature is None:
-            return self._count == 1 and not isinstance(data, DataLoader)
+            return self._count == 1 and not isinstance(data, (DataLoader, Batches))
         several = isinstance(data, list) and all(isinstance(x, Tensor) for x in data)
         return isinstance(data, (Tensor, tuple, Mapping)) or (several and 2 <= self._signature.required <= len(data))
 
@@ -118,7 +118,7 @@ class Calls:
         if self._kept is not None:
             batches: Iterator[Any] = iter(self._kept)
         else:
-            batches = self._random.drawing(self._data)
+            batches = self._loading.batches()
         for batch in islice(batches, count):
             call = self._call(batch, whole=self._data is batch)
             if self._forward is None and all(type(x).__module__ in ("builtins", "numpy") for x in call.args):
@@ -141,64 +141,6 @@ class Calls:
         if isinstance(batch, Mapping):
             return signature.keyword(dict(batch))
         return Call((batch,), {})
-
-
-class _DataRandomness:
-    """A stream of random numbers for what loads batches, apart from the forward's: the same at every iteration.
-
-    A loader with a generator of its own will shuffle later as if no batch had been taken now.
-    """
-
-    def __init__(self, data: Any) -> None:
-        generator = getattr(data, "generator", None)
-        self._own = generator if isinstance(generator, torch.Generator) else None
-        self._start = self._state()
-
-    def drawing(self, data: Any) -> Iterator[Any]:
-        """The items of ``data``, drawn with this stream."""
-        own = None if self._own is None else self._own.get_state()
-        state, batches = self._start, None
-        try:
-            while True:
-                with self.begin(state) as reached:
-                    batches = iter(data) if batches is None else batches
-                    batch = next(batches, _END)
-                state = reached[0]
-                if batch is _END:
-                    return
-                yield batch
-        finally:
-            if self._own is not None and own is not None:
-                self._own.set_state(own)
-
-    @contextmanager
-    def begin(self, state: Any = None) -> Iterator[list[Any]]:
-        """Draw from the stream inside, from a state of it on; gives the state that is reached."""
-        kept, reached = self._state(), [self._start]
-        self._set(self._start if state is None else state)
-        try:
-            yield reached
-        finally:
-            reached[0] = self._state()
-            self._set(kept)
-
-    def _state(self) -> Any:
-        numpy_random = sys.modules.get("numpy.random")
-        numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
-        own = None if self._own is None else self._own.get_state()
-        return torch.get_rng_state(), random.getstate(), numpy_state, own
-
-    def _set(self, state: Any) -> None:
-        of_torch, of_python, of_numpy, own = state
-        torch.set_rng_state(of_torch)
-        random.setstate(of_python)
-        if of_numpy is not None:
-            sys.modules["numpy.random"].set_state(of_numpy)
-        if self._own is not None and own is not None:
-            self._own.set_state(own)
-
-
-_END = object()
 
 
 class _Signature:
@@ -302,9 +244,12 @@ def _to(value: Any, device: torch.device | None) -> Any:
         return type(value)(*(_to(v, device) for v in value))
     if type(value) in (tuple, list):
         return type(value)(_to(v, device) for v in value)
+    move = getattr(value, "to", None)  # a batch class of the caller's or of a library's: a graph, transformers' BatchEncoding
+    if isinstance(value, UserDict) and callable(move):
+        own: Any = copy.copy(value)  # whose to() would change the caller's
+        return own.to(device)
     if isinstance(value, Mapping):
         return {key: _to(v, device) for key, v in value.items()}
-    move = getattr(value, "to", None)  # a batch class of the caller's, such as a graph
     return move(device) if callable(move) and not isinstance(value, nn.Module) else value
 
 

@@ -8,11 +8,16 @@ from typing import Annotated
 import typer
 
 import goodinit
+from goodinit.command.init_command import init
+from goodinit.command.inspect_command import inspect
+from goodinit.command.options import EXIT_CODES
 from goodinit.console import errors_shown
 from goodinit.paper import command as reproduce
 
 # Errors that are no GoodinitError are bugs: their traceback is shown as Python shows it.
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app.command(epilog=EXIT_CODES)(init)
+app.command(epilog=EXIT_CODES)(inspect)
 app.add_typer(reproduce.app, name="reproduce")
 
 

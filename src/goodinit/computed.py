@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from goodinit.turns import Position
 from goodinit.weights import Fill, Key, Weight, Weights, storage_of
 
 # With more parameters than this in one weight they are tried one by one and all together, not in every combination.
@@ -67,6 +68,11 @@ class Computed(Weight):
     def roots(self) -> tuple[Weight, ...]:
         """The parameters that it is computed from."""
         return self.sources
+
+    @property
+    def position(self) -> Position:
+        """Before all parts of its largest root."""
+        return self.number, -1, tuple(root.position for root in self.sources)
 
     @cached_property
     def key(self) -> Key:
@@ -128,7 +134,7 @@ def _fit_gain_(gain: Weight, wanted: Tensor, node: Node) -> None:
     """Give g, of shape (out, 1, …), the values for which g u is nearest to the wanted weight, u being the weight for g = 1."""
     u = node.evaluate(lambda w: torch.ones_like(w.tensor) if w.key == gain.key else w.tensor)
     axes = [i for i, size in enumerate(gain.tensor.shape) if size == 1]
-    gain.tensor.detach().copy_((wanted * u).sum(axes, keepdim=True) / (u * u).sum(axes, keepdim=True))
+    gain.assign_((wanted * u).sum(axes, keepdim=True) / (u * u).sum(axes, keepdim=True))
 
 
 def _subsets(roots: Sequence[Weight]) -> Iterator[tuple[Weight, ...]]:
@@ -172,7 +178,7 @@ class Sources(Weights):
 
     def touched(self) -> set[int]:
         """Ids of the parameters that something was computed from."""
-        return {id(root.parameter) for _, node in self._nodes.values() for root in node.roots().values()}
+        return {id(root.held) for _, node in self._nodes.values() for root in node.roots().values()}
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Remember how a call made its result, if it was given parameters and buffers alone."""

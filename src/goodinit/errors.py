@@ -32,6 +32,13 @@ class OptionError(GoodinitError, ValueError):
 class NonFiniteError(GoodinitError, ArithmeticError):
     """NaN or infinity in an operator's output."""
 
+    elsewhere = False
+    """Whether it came from another process."""
+
+
+class RankError(GoodinitError, RuntimeError):
+    """Another process of torch.distributed failed, died, or has another model."""
+
 
 class MissingExtraError(GoodinitError, ImportError):
     """An optional dependency is not installed."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from goodinit.errors import GoodinitError, OptionError
@@ -19,21 +21,43 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         SaveError: the disk is full, the folder read-only, or the like.
     """
-    unfinished: str | None = None
+    with replacing(path, len(content)) as unfinished:
+        unfinished.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path, size: int) -> Iterator[Path]:
+    """Write a file under another name inside, which takes the place of ``path`` at the end unless anything is raised.
+
+    Args:
+        path: the file to be; folders on the way to it are made. Where it is a link, what it points at is replaced.
+        size: in bytes, for the error's text.
+
+    Yields:
+        Path of an empty file in the same folder, to be written.
+
+    Raises:
+        SaveError: the disk is full, the folder read-only, or the like.
+    """
+    unfinished: Path | None = None
     try:
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{path.name}-", dir=path.parent, delete=False) as file:
-            unfinished = file.name
-            file.write(content)
-            file.flush()
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        unfinished = Path(name)
+        os.close(descriptor)
+        yield unfinished
+        with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
-        Path(unfinished).chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
-        os.replace(unfinished, path)  # noqa: PTH105 - as atomic as Path.replace, of a name that is a string
+        unfinished.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+        unfinished.replace(path)
+    except SaveError:
+        raise
     except OSError as error:
-        raise SaveError(f"cannot save {path.name} in {str(path.parent)!r}: {error.strerror}; {len(content):,} bytes") from error
+        raise SaveError(f"cannot save {path.name} in {str(path.parent)!r}: {error.strerror}; {size:,} bytes") from error
     finally:
         if unfinished is not None:
-            Path(unfinished).unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, *, what: str, example: str) -> None:

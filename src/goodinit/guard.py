@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from goodinit.seeds import Seeds
+from goodinit.seeds import Seeds, number_from
 
 
 class Undo:
@@ -78,24 +78,30 @@ class Randomness:
         self._own = torch.Generator()
         self._noise: dict[torch.device, int] = {}
         self._seeds: Seeds | None = None
+        self._drawn = False
+
+    def number(self) -> int:
+        """The number that is to be drawn; nothing is, yet."""
+        return number_from(_copy(torch.default_generator if self._given is None else self._given))
+
+    def follow(self, number: int) -> None:
+        """Let all matrices follow from a number, that of another process perhaps, in place of the one that is drawn."""
+        self._seeds = Seeds(number)
 
     def generator(self, place: object, device: torch.device) -> torch.Generator:
         """The generator of a weight at a place in the model, on a device: see `goodinit.seeds`."""
-        return self._drawn_seeds().generator(place, _drawn_on(device) if self._given is None else self._given.device)
+        assert self._seeds is not None, "inside of `preserved` only"
+        if not self._drawn:
+            source = self._own if self._given is None else self._given
+            torch.randint(2**62, (), generator=source, device=source.device)
+            self._drawn = True
+        return self._seeds.generator(place, _drawn_on(device) if self._given is None else self._given.device)
 
-    def seed(self) -> int:
-        """The number that all matrices follow from; drawn now if none has been needed."""
-        return self._drawn_seeds().base
-
-    def go_on_with(self, seed: int) -> None:
-        """Draw all matrices from the number of an interrupted call; the caller's generator gives one too, as it would have."""
-        self._drawn_seeds()
-        self._seeds = Seeds(seed)
-
-    def _drawn_seeds(self) -> Seeds:
-        if self._seeds is None:
-            self._seeds = Seeds.drawn_from(self._own if self._given is None else self._given)
-        return self._seeds
+    @property
+    def followed(self) -> int:
+        """The number that all matrices follow from."""
+        assert self._seeds is not None, "inside of `preserved` only"
+        return self._seeds.base
 
     @contextmanager
     def as_global(self, place: object, device: torch.device) -> Iterator[None]:
@@ -126,8 +132,10 @@ class Randomness:
         given = None if self._given is None else self._given.get_state()
         python, numpy_random = random.getstate(), sys.modules.get("numpy.random")
         numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
-        self._noise = {device: _seed_of(_global(device), device) for device in devices}
+        self._noise = {device: number_from(_copy(_global(device))) for device in devices}
         self._own = _copy(torch.default_generator)
+        if self._seeds is None:
+            self.follow(self.number())
         self.begin_forward()
         try:
             yield
@@ -143,11 +151,6 @@ class Randomness:
             random.setstate(python)
             if numpy_random is not None:
                 numpy_random.set_state(numpy_state)
-
-
-def _seed_of(generator: torch.Generator, device: torch.device) -> int:
-    """Follows from the state of a generator, which stays as it is."""
-    return int(torch.randint(2**62, (), generator=_copy(generator), device=device))
 
 
 def _copy(generator: torch.Generator) -> torch.Generator:

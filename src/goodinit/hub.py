@@ -39,9 +39,9 @@ def read_split(repository: str, split: Split, data_dir: Path | None = None, *, r
 
     if data_dir is not None:
         kind, files = files_of(repository, data_dir)
-        with reading(" and ".join(files[split])), _quiet(datasets):
+        with reading(" and ".join(files[split])), quiet(datasets):
             return datasets.load_dataset(kind, data_files=dict(files), split=split + rows)
-    with reading(f"{repository} from the Hugging Face hub", fetched=True), _quiet(datasets):
+    with reading(f"{repository} from the Hugging Face hub", fetched=True), quiet(datasets):
         if split == "train":
             return datasets.load_dataset(repository, split=split + rows)
         known = datasets.get_dataset_split_names(repository)
@@ -51,8 +51,13 @@ def read_split(repository: str, split: Split, data_dir: Path | None = None, *, r
 
 
 @contextmanager
-def reading(place: str, *, fetched: bool = False) -> Iterator[None]:
+def reading(place: str, *, fetched: bool = False, option: str = "--data-dir") -> Iterator[None]:
     """Whatever goes wrong inside is an error in reading ``place``.
+
+    Args:
+        place: for the error's text.
+        fetched: whether it is fetched from the hub.
+        option: of the command, that takes a folder instead.
 
     Raises:
         DataError: one of many kinds: of the network, the hub, the file system, Arrow, Pillow.
@@ -62,7 +67,7 @@ def reading(place: str, *, fetched: bool = False) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:
-        hint = "fetch its parquet files by hand, and name their folder with --data-dir" if fetched else "is it complete?"
+        hint = f"fetch its parquet files by hand, and name their folder with {option}" if fetched else "is it complete?"
         raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
 
 
@@ -118,7 +123,7 @@ def title_of(repository: str) -> str:
 
 
 @contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
+def quiet(datasets: Any) -> Iterator[None]:
     """Progress bars on a terminal only; afterwards they are on or off as before."""
     off = datasets.utils.are_progress_bars_disabled()
     if not sys.stderr.isatty():

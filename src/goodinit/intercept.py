@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
-from goodinit import transforms
+from goodinit import sharded, transforms
 from goodinit.computed import Sources
 from goodinit.operation import Layout, Operation, written
 from goodinit.operators import CHAINS, OPERATORS, Function, chain_of_products, find_operation, is_dense_float, name_of
@@ -191,15 +191,20 @@ def _module_operations(module: nn.Module, weights: Sources) -> Iterator[Operatio
         if (recurrent := _recurrent(kind, given, weights)) is not None:
             yield recurrent
     for name, layout in _module_layouts(module):
-        weight = weights.find(getattr(module, name))
+        weight = None if _is_computed_in_forward(module, name) else weights.find(getattr(module, name))
         if weight is not None:
             bias = weights.find(getattr(module, name.replace("weight", "bias"), None)) if name != "in_proj_weight" else None
             yield Operation(kind, weight, layout, _never, bias_weight=bias)
 
 
+def _is_computed_in_forward(module: nn.Module, name: str) -> bool:
+    """Whether a weight is computed from parameters of which only the forward has all."""
+    return name not in module._parameters and any(sharded.is_sharded(p) for p in module.parameters())
+
+
 def _module_layouts(module: nn.Module) -> list[tuple[str, Layout]]:
     if isinstance(module, nn.modules.conv._ConvNd):
-        return [("weight", Layout((0,), tuple(range(1, module.weight.dim())), groups=module.groups))]
+        return [("weight", Layout((0,), tuple(range(1, len(module.kernel_size) + 2)), groups=module.groups))]
     if isinstance(module, nn.Linear):
         return [("weight", Layout((0,), (1,)))]
     if isinstance(module, nn.Bilinear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from goodinit.errors import NonFiniteError
 from goodinit.report import Record
+from goodinit.turns import Position
 from goodinit.weights import Key, Weight
 
 
@@ -26,6 +28,8 @@ class Outcome:
     """Bool: a factor brings the output, with its bias, to the target."""
     seen: Tensor | None = None
     """Bool: there was an output in some process; None where there was in this one."""
+    own: Tensor | None = None
+    """Where the output of several processes was pooled: M2 of this one's."""
     dead: Tensor | None = None
     """Of an output scaled channel by channel: how many channels are constant."""
     note: str = ""
@@ -50,6 +54,11 @@ class _Entry:
     def tensors(self) -> list[Tensor]:
         o = self.outcome
         return [t for t in (o.std_before, o.factor, o.alive, o.scaled, o.seen, o.dead) if t is not None] + self.later_uses
+
+    def is_finite_here(self) -> bool:
+        """Whether what this process gave to a pool was finite."""
+        own = self.outcome.own
+        return own is not None and abs(fetched([own])[0]) < float("inf")
 
 
 class Ledger:
@@ -97,9 +106,19 @@ class Ledger:
         values = iter(fetched([number for numbers in found.values() for number in numbers]))
         return {place: [next(values) for _ in numbers] for place, numbers in found.items()}
 
-    def place(self, key: Key) -> object:
+    def position(self, key: Key) -> Position:
         """Of a weight in the model."""
-        return self._entries[key].weight.place
+        return self._entries[key].weight.position
+
+    def refuse_non_finite(self, stds: Mapping[Key, float]) -> None:
+        """Refuse NaN and infinity among the stds that some later outputs had.
+
+        Raises:
+            NonFiniteError: there is some.
+        """
+        for key, entry in self._entries.items():
+            if not abs(stds.get(key, 0.0)) < float("inf"):
+                raise NonFiniteError(_non_finite(entry))
 
     def keys(self) -> list[Key]:
         """In the order of `records`."""
@@ -116,20 +135,21 @@ class Ledger:
         rows = [(entry, [next(numbers) for _ in entry.tensors()]) for entry in entries]
         for entry, values in rows:
             if not all(abs(value) < float("inf") for value in values):
-                raise NonFiniteError(_non_finite(entry))
+                error = NonFiniteError(_non_finite(entry))
+                error.elsewhere = entry.is_finite_here() and not abs(values[0]) < float("inf")
+                raise error
         return tuple(_record(entry, values) for entry, values in rows)
 
 
 def fetched(tensors: list[Tensor]) -> list[float]:
-    """Values of 0-d tensors with one transfer from each device."""
-    by_device: dict[torch.device, list[int]] = {}
+    """Values of 0-d tensors with one transfer for each device and dtype."""
+    alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for i, tensor in enumerate(tensors):
-        by_device.setdefault(tensor.device, []).append(i)
+        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
     values = [0.0] * len(tensors)
-    for device, places in by_device.items():
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        for i, value in zip(places, torch.stack([tensors[i].to(wide) for i in places]).tolist(), strict=True):
-            values[i] = value
+    for places in alike.values():
+        for i, value in zip(places, torch.stack([tensors[i] for i in places]).tolist(), strict=True):
+            values[i] = float(value)
     return values
 
 

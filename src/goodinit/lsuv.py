@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from goodinit.scaling import Scaling
 from goodinit.shards import Shards, purpose_of
 from goodinit.sweeps import Sweeper, Swept
 from goodinit.weights import Key
+
+_MOST_ATTEMPTS = 4
 
 
 def lsuv_(
@@ -134,20 +137,31 @@ def lsuv_(
     start = time.perf_counter()
     automatic = isinstance(target_std, str)
     targets: Targets = 1.0 if isinstance(target_std, str) else target_std
-    target = target_device(model, device)
-    check_model(model, meta=target is not None)
-    options = Options.checked(
-        model, targets, pre_init, skip, mode, batches=batches, tol=tol, variance=variance, center=center, target_mean=target_mean
-    )
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed)
-    _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
-    ranks.compare(model, f"options {options}, batches={batches}, tol={tol}, mode={mode}")
-    if automatic:
-        auto.check(target_std, ranks, center=center, batches=batches)
-    if automatic or not options.plain:
-        _refuse_parts(model, device=target, checkpoint=checkpoint)
-        ranks.careful = not options.plain
+    with ranks.together():
+        target = target_device(model, device)
+        check_model(model, meta=target is not None)
+        options = Options.checked(
+            model,
+            targets,
+            pre_init,
+            skip,
+            mode,
+            batches=batches,
+            tol=tol,
+            variance=variance,
+            center=center,
+            target_mean=target_mean,
+        )
+        _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
+        if automatic:
+            auto.check(target_std, ranks, center=center, batches=batches)
+        if automatic or not options.plain:
+            _refuse_parts(model, device=target, checkpoint=checkpoint)
+    ranks.careful = ranks.careful or not options.plain
+    sharded.reshard(model)
+    randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
     with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
         with ranks.together():
@@ -155,42 +169,40 @@ def lsuv_(
         swept = Swept(batches=1, converged=True)
         shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards)
-        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode):
+        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
+            run = partial(_run, model, ranks)
             if automatic:
                 scaling, choice = auto.choose_(
                     model,
                     calls.first,
                     options,
-                    run=partial(_run, model, ranks),
+                    run=lambda call, scaling_: run(call, None, scaling_),
                     make=lambda tried, drawn: Scaling(tried, undo, randomness, ranks, drawn=drawn),
                     begin=randomness.begin_forward,
                 )
             else:
-                scaling = _scaled(model, ranks, calls.first, make, undo, memory)
+                starting_again = partial(_starting_again, model, undo, randomness)
+                scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
             with ranks.together():
                 scaling.finish()
-            scaling.draw_unused(model)
-            memory.check()
-            records = scaling.ledger.records()
+                memory.rest()
+                scaling.draw_unused(model)
+                memory.check()
+                records = scaling.ledger.records()
+                _refuse_nothing_reached(model, records, calls.first)
             if batches > 1:
-                with ranks.together():
-                    swept = Sweeper(
-                        model,
-                        calls,
-                        ranks,
-                        run=partial(_run, model, ranks),
-                        again=lambda goals: make(goals=goals),
-                        tol=tol,
-                        begin=randomness.begin_forward,
-                        watch=lambda calls_: progress(calls_, batches, "goodinit: batches"),
-                    ).sweep_(scaling)
+                swept = Sweeper(
+                    model,
+                    calls,
+                    ranks,
+                    run=lambda call, scaling_: run(call, None, scaling_),
+                    again=lambda goals: make(goals=goals, zeroed=scaling.zeroed),
+                    tol=tol,
+                    begin=randomness.begin_forward,
+                    watch=lambda calls_: progress(calls_, batches, "goodinit: batches") if ranks.rank == 0 else calls_,
+                ).sweep_(scaling)
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
-        if all(record.status == "unused" for record in records):
-            raise ModelError(
-                f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, "
-                f"bilinear, matmul, einsum, addmm with one of its parameters (it was given {calls.first})"
-            )
         passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
         seconds = time.perf_counter() - start
@@ -227,32 +239,45 @@ def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: obje
         raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
 
 
-def _scaled(  # noqa: PLR0917 - all of them are `lsuv_`'s
-    model: nn.Module, ranks: Ranks, call: Call, make: Callable[[], Scaling], undo: guard.Undo, memory: Materializer
+def _first_pass(
+    make: Callable[[], Scaling],
+    run: Callable[[Scaling], None],
+    ranks: Ranks,
+    starting_again: Callable[[], AbstractContextManager[None]],
 ) -> Scaling:
-    """What scaled in the pass: a second one where the processes were not at the same operators."""
-    scaling = make()
-    memory.begin(scaling)
-    try:
-        _run(model, ranks, call, scaling, memory)
-    except MismatchError:
-        undo.restore()
-        ranks.careful, scaling = True, make()
-        _run(model, ranks, call, scaling)
-    memory.rest()
+    """The pass that draws and scales; once more from the start if the processes did not come to operators in one order."""
+    for attempt in range(_MOST_ATTEMPTS):
+        scaling, careful = make(), ranks.careful
+        try:
+            with starting_again() if ranks.size > 1 else nullcontext():
+                run(scaling)
+        except MismatchError:
+            if careful and attempt == _MOST_ATTEMPTS - 1:
+                break  # the weights are the same everywhere, if some are not of all data
+        else:
+            break
     return scaling
 
 
-def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: Materializer | None = None) -> None:
+@contextmanager
+def _starting_again(model: nn.Module, undo: guard.Undo, randomness: guard.Randomness) -> Iterator[None]:
+    """Begin as a first attempt does."""
+    undo.restore()
+    randomness.begin_forward()
+    with guard.restored(model):
+        yield
+
+
+def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None, scaling: Scaling) -> None:
     """One forward pass, in which weights are scaled: with all other processes, whatever becomes of it in this one."""
     sharded.reshard(model)
-    ranks.begin()
     failure: BaseException | None = None
     try:
-        with scaling.explained(call), intercept(model, scaling, scaling.prepare, memory or None) as seen:
-            scaling.weights = seen.weights
-            if memory:
-                memory.weights = seen.weights
+        seen = intercept(model, scaling, scaling.prepare, memory or None)
+        scaling.weights = seen.weights
+        if memory is not None:
+            memory.begin(scaling, seen.weights)
+        with scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
             call(model)
     except BaseException as error:
         failure = error
@@ -260,6 +285,14 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, scaling: Scaling, memory: M
     finally:
         sharded.reshard(model)
         ranks.end(failure, scaling.adopt)
+
+
+def _refuse_nothing_reached(model: nn.Module, records: Sequence[Record], call: Call) -> None:
+    if all(record.status == "unused" for record in records):
+        raise ModelError(
+            f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, bilinear, "
+            f"matmul, einsum, addmm with one of its parameters (it was given {call})"
+        )
 
 
 def _pooled(record: Record, swept: Swept, key: Key) -> Record:
@@ -277,8 +310,9 @@ def _warn(report: Report, batches: int, swept: Swept) -> None:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
         warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
-    if swept.sweeps and swept.batches < batches:
-        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {swept.batches}", GoodinitWarning, stacklevel=3)
+    if swept.sweeps and swept.fewest < batches:
+        had = f"{swept.fewest}" if swept.fewest == swept.batches else f"{swept.fewest} to {swept.batches} in the processes"
+        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {had}", GoodinitWarning, stacklevel=3)
     if not swept.converged:
         stds = {r.name: (r.std_after, r.target) for r in report if r.spread is not None and r.std_after is not None}
         worst = max(stds, key=lambda name: abs(stds[name][0] / stds[name][1] - 1))

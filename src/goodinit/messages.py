@@ -1,7 +1,8 @@
-"""What processes tell each other of an operator: eight numbers that add up to those of all processes."""
+"""What processes tell each other of an operator: eight numbers that add up to those of all processes, 64 bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,17 +11,35 @@ from torch import Tensor
 from goodinit.outputs import Statistic
 
 SIZE = 8
-ID, DONE, FAILED, N, REAL, IMAG, SQUARE, COV = range(SIZE)
+OPERATOR, OPERATOR_SQUARED, FAILED, N, REAL, IMAG, SQUARE, COV = range(SIZE)
+MOST_OPERATORS = 1 << 20
+"""Numbers of operators are below: their squares add up exactly over 8192 processes."""
 
 
-def message(found: Statistic, own: int) -> Tensor:
-    """Sums that add up: n, n mean, M2 + n |mean|^2, n cov; and a number for the operator. On the output's device."""
+def message(found: Statistic, operator: int = 0) -> Tensor:
+    """n, n mean, M2 + n |mean|^2, n cov, on the output's device; and a number that stands for the operator."""
     mean, n = found.mean, found.n
     zero = torch.zeros_like(found.m2, dtype=torch.float64)
     real, imag = (mean.real, mean.imag) if mean.is_complex() else (mean, zero)
     cov = zero if found.cov_sum is None else found.cov_sum
-    sums = [zero + own, zero, zero, zero + n, n * real, n * imag, found.m2 + n * mean.abs().square(), cov]
+    own = (zero + operator, zero + operator**2, zero)
+    sums = [*own, zero + n, n * real, n * imag, found.m2 + n * mean.abs().square(), cov]
     return torch.stack([value.to(torch.float64) for value in sums])
+
+
+def waiting(device: torch.device, *, failed: bool, noted: bool = False) -> Tensor:
+    """Of a process that is at no operator: whether it failed; and something to be noted, in the place of a number of elements."""
+    told = [0.0] * SIZE
+    told[FAILED], told[N] = float(failed), float(noted)
+    return torch.tensor(told, dtype=torch.float64, device=device)
+
+
+def strangers(sums: Tensor | Sequence[float], operator: int, size: int) -> Any:
+    """Bool, of a tensor one on its device: whether any of ``size`` processes was not at this operator.
+
+    If mean and mean square of some numbers are those of one number, all are that number.
+    """
+    return (sums[OPERATOR] != operator * size) | (sums[OPERATOR_SQUARED] != operator**2 * size)
 
 
 def statistic_of(sums: Tensor, like: Statistic) -> Statistic:

@@ -40,7 +40,6 @@ class Materializer:
         ``shards``: where finished weights are written, and what an interrupted call left there.
         """
         self.weights: Sources | None = None
-        """Of the model, once a pass has begun."""
         self._modules = dict(model.named_modules())
         self._numbers = {name: number for number, name in enumerate(self._modules)}
         self._model, self._device = model, device or torch.device("cpu")
@@ -60,13 +59,14 @@ class Materializer:
         """Whether anything is on the meta device."""
         return bool(self._holders)
 
-    def begin(self, scaling: Scaling) -> None:
-        """Go on where an interrupted call was, if there was one."""
+    def begin(self, scaling: Scaling, weights: Sources) -> None:
+        """A pass begins: go on where an interrupted call was, if there was one."""
+        self.weights = weights
         if self._shards is None:
             return
         self._shards.snapshot = scaling.progress
         if self._shards.known.drawn or self._shards.known.scaled:
-            self._randomness.go_on_with(self._shards.known.seed)
+            self._randomness.follow(self._shards.known.seed)
         for name, parameter in self._model.named_parameters():
             if not parameter.is_meta and self._shards.has(name):
                 self._undo.remember(parameter)

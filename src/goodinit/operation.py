@@ -13,6 +13,8 @@ from torch import Tensor
 from goodinit import sharded
 from goodinit.errors import ModelError
 from goodinit.orthonormal import Method, orthonormal_
+from goodinit.sharded import Place
+from goodinit.turns import Position
 from goodinit.weights import Weight, Weights
 
 
@@ -98,8 +100,8 @@ class Channels(NamedTuple):
 class Description(NamedTuple):
     """An operator's weight as another process can find it: see `described`."""
 
-    place: tuple[int, int]
-    """Sorts as the parameters are registered, and their parts in their order."""
+    position: Position
+    """Of the part of the weight that is scaled."""
     content: Any
 
 
@@ -152,11 +154,16 @@ class Operation:
 
     def complete(self, z: Tensor) -> Tensor:
         """The operator's output from its part z, which may be overwritten unless autograd needs it."""
-        for term in (self.bias, self.rest):
-            if term is not None:
-                in_place = not torch.is_grad_enabled() and torch.result_type(z, term) == z.dtype and _fits(term, z)
-                z = z.add_(term) if in_place else z + term
+        z = self.with_bias(z)
+        if self.rest is not None:
+            z = _added(z, self.rest)
         return z if self.out is None else written(self.out, z)
+
+    def with_bias(self, z: Tensor) -> Tensor:
+        """z with the bias, which is added once only; z may be overwritten unless autograd needs it."""
+        if self.bias is not None:
+            z, self.bias = _added(z, self.bias), None
+        return z
 
     def zero_bias_(self, bias: Tensor) -> None:
         """Fill the parameter behind the bias with zeros, but for the gate that is kept."""
@@ -175,6 +182,11 @@ class Operation:
         for cut in self.cuts:
             pieces = [piece for whole in pieces for piece in _split(*whole, cut)]
         return [Part(self.weight.part(w), y, b) for w, y, b in pieces]
+
+
+def _added(z: Tensor, term: Tensor) -> Tensor:
+    in_place = not torch.is_grad_enabled() and torch.result_type(z, term) == z.dtype and _fits(term, z)
+    return z.add_(term) if in_place else z + term
 
 
 def written(out: Tensor, result: Tensor) -> Tensor:
@@ -205,49 +217,54 @@ def _split(w: Tensor, z: Tensor, bias: Tensor | None, cut: Cut) -> list[tuple[Te
 
 
 def described(operation: Operation, part: Part) -> Description:
-    """The weight of an operator, and the part of it that is scaled.
-
-    Raises:
-        ModelError: the weight is computed from parameters.
-    """
+    """The weight of an operator, and the part of it that is scaled; of a weight computed from parameters the name alone."""
     weight, bias = operation.weight, operation.bias_weight
     if not weight.divisible:
-        raise ModelError(
-            f"{weight.name!r} is computed from parameters, and not all processes use it: give each of them data that does, or "
-            "initialize before the weight is parametrized"
-        )
-    own = _where(part.weight)
+        return Description(part.weight.position, weight.name)
     bias_place = None if bias is None or not bias.divisible else _where(bias)
-    content = (operation.kind, _where(weight), operation.layout, bias_place, operation.kept_gate, own, part.z.dtype)
-    return Description((own[0], own[3]), content)
+    content = (
+        operation.kind,
+        _where(weight),
+        operation.layout,
+        bias_place,
+        operation.kept_gate,
+        _where(part.weight),
+        part.z.dtype,
+    )
+    return Description(part.weight.position, content)
 
 
 def rebuilt(content: Any, weights: Weights) -> tuple[Operation, Part]:
-    """The same weight in this process's model, without data."""
+    """The same weight in this process's model, without data.
+
+    Raises:
+        ModelError: it is computed from parameters.
+    """
+    if isinstance(content, str):
+        raise ModelError(
+            f"{content!r} is computed from parameters, and not all processes use it: give each of them data that does, or "
+            "initialize before the weight is parametrized"
+        )
     kind, place, layout, bias_place, kept_gate, own, dtype = content
     weight = _found(place, weights)
     bias = None if bias_place is None else _found(bias_place, weights)
     operation = Operation(kind, weight, layout, _no_data, bias_weight=bias, kept_gate=kept_gate)
     part = _found(own, weights)
-    return operation, Part(part, torch.empty(0, dtype=dtype, device=part.tensor.device), None)
+    return operation, Part(part, torch.empty(0, dtype=dtype, device=part.held.device), None)
 
 
-def _where(weight: Weight) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
-    """Number of the parameter; shape, strides and offset in it."""
-    tensor = weight.tensor
-    return (
-        weight.number,
-        tuple(tensor.shape),
-        tuple(tensor.stride()),
-        int(tensor.storage_offset() - weight.parameter.storage_offset()),
-    )
+def _where(weight: Weight) -> tuple[int, Place, bool]:
+    """Number of the parameter; where in it; and whether the operator sees pairs of real numbers as complex ones."""
+    return weight.number, weight.in_whole, weight.is_complex_view
 
 
-def _found(place: tuple[int, tuple[int, ...], tuple[int, ...], int], weights: Weights) -> Weight:
-    number, shape, stride, offset = place
-    whole = weights.numbered(number)
-    tensor = whole.tensor.detach().as_strided(shape, stride, offset + int(whole.tensor.storage_offset()))
-    return whole.part(tensor)
+def _found(where: tuple[int, Place, bool], weights: Weights) -> Weight:
+    number, place, is_complex_view = where
+    weight = weights.numbered(number)
+    whole = weight.tensor.detach()
+    if is_complex_view:
+        whole = torch.view_as_complex(whole.view(-1, 2))
+    return weight.part(whole.as_strided(place.shape, place.stride, place.offset + int(whole.storage_offset())))
 
 
 def _no_data() -> Tensor:

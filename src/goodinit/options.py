@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from goodinit import sharded
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.weights import Weight, matches
 
@@ -81,6 +82,11 @@ class Options:
         """Whether outputs are measured as in the paper."""
         return self.variance == "all" and not self.center
 
+    def __str__(self) -> str:
+        """The same in every process."""
+        pre_init = getattr(self.pre_init, "__qualname__", type(self.pre_init)) if callable(self.pre_init) else repr(self.pre_init)
+        return f"target_std={self.target_std}, pre_init={pre_init}, skip={self.skip}"
+
     def target(self, name: str) -> float:
         """The std that the output of this weight should have."""
         target = next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
@@ -135,6 +141,11 @@ def check_model(model: object, *, meta: bool = False) -> None:
         raise ModelError(
             f"{scripted} is TorchScript, whose operators cannot be reached from Python; initialize the module before "
             "torch.jit.script or torch.jit.trace"
+        )
+    if sharded.has_flat_parameters(model):
+        raise ModelError(
+            "FullyShardedDataParallel keeps weights as pieces of flat parameters, which cannot be initialized: do so before "
+            "wrapping the model, or use torch.distributed.fsdp.fully_shard"
         )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to initialize")

@@ -63,8 +63,11 @@ def merged(a: Statistic, b: Statistic) -> Statistic:
     return Statistic(n, a.mean + away * share, m2, cov_sum, a.var_bias)
 
 
-def scaling_of(found: Statistic, part: Part, target: float | Tensor) -> tuple[Tensor, Outcome]:
-    """The factor that gives the output the target std, 1 where there is none; and what became of it."""
+def scaling_of(found: Statistic, part: Part, target: float | Tensor, own: Tensor | None = None) -> tuple[Tensor, Outcome]:
+    """The factor that gives the output the target std, 1 where there is none; and what became of it.
+
+    ``own``: M2 of this process's output, where those of several were pooled.
+    """
     std, var, t = found.var.sqrt(), found.var, target
     alive = std > _smallest_std(part, found, target)
     if found.cov_sum is None or found.var_bias is None:
@@ -76,7 +79,7 @@ def scaling_of(found: Statistic, part: Part, target: float | Tensor) -> tuple[Te
         factor = ((cov.square() - var * (found.var_bias - t**2)).sqrt() - cov) / var
         usable = alive & (factor > 0)
     factor = torch.where(usable, factor, 1.0)
-    return factor, Outcome(before, factor, alive=alive, scaled=usable, seen=found.seen)
+    return factor, Outcome(before, factor, alive=alive, scaled=usable, seen=found.seen, own=own)
 
 
 def fingerprint(z: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
 """The processes of torch.distributed that initialize one model together, each with data of its own.
 
 Every operator's statistics are added up over the processes by one all-reduce of 64 bytes, so that all of them scale by the same
-factor, and end with the weights that one process would have from all the data. Nothing is waited for: whether all processes were
-at the same operator is seen at the end of the pass. Where they were not (an expert that no token of a process reached), the pass
-is done again, with the processes naming their operators to each other.
+factor, and end with the weights that one process would have from all the data. Where not all processes come to an operator (an
+expert that no token of a process reached), they see that from what they added up, and name their operators to each other: one is
+dealt with after the other, see `goodinit.turns`. On a GPU a first pass takes for granted that all are at the same operator,
+since to look would be to wait for the device; if it was not so, the pass is done again.
 """
 
 from __future__ import annotations
@@ -11,120 +12,107 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from goodinit.errors import GoodinitError, OptionError
-from goodinit.messages import DONE, FAILED, ID, SIZE, as_numbers, message, of_numbers, statistic_of
+from goodinit import messages, replicas, sharded
+from goodinit.errors import RankError
+from goodinit.group import Group, described
+from goodinit.messages import FAILED, OPERATOR, N, message, statistic_of, strangers, waiting
 from goodinit.operation import Description
 from goodinit.outputs import Statistic, merged
-from goodinit.sharded import communicates
+from goodinit.peers import own_address
+from goodinit.turns import Position, Turns
 from goodinit.weights import Weight
-
-_IDS = 1 << 20
-_PATIENCE = timedelta(seconds=3)
-
-
-class RankError(GoodinitError, RuntimeError):
-    """Another process failed, died, or has another model."""
 
 
 class MismatchError(Exception):
-    """The processes were not at the same operators: the pass has to be done again, carefully."""
+    """The processes were not at the same operators, or not in an order that all could keep to: do the pass again."""
 
 
 Adopt = Callable[[Any, Statistic], None]
 """Draws and scales a weight that only other processes use at the moment."""
 
 
-class Ranks:
-    """All processes, as one of them sees them. Of one process nothing is sent."""
+class Ranks(Group):
+    """The processes that initialize a model. Of one process nothing is sent."""
 
-    def __init__(self, model: nn.Module, *, distributed: bool = True) -> None:
-        """Those of the default process group, if there is one and ``distributed`` says so.
+    def __init__(self, model: object, *, distributed: bool = True) -> None:
+        """Those of the default process group, if there is one and ``distributed`` says so."""
+        super().__init__(_device(model), distributed=distributed)
+        self.careful = self.device.type != "cuda"
+        """Whether to look at every operator if all processes are there."""
+        self.disordered = False
+        """Whether a process came, in this pass, to a weight that had been dealt with without it."""
+        self._model = model
+        self._turns = Turns()
+        self._passed: list[Position] = []
+        self._doubts: list[Tensor] = []
 
-        Raises:
-            OptionError: its backend does not know the device of the model.
-        """
-        self.size, self.rank, self.careful = 1, 0, False
-        self._device = next(model.parameters()).device
-        self.communicating = communicates(model)
-        """Whether the model's forward needs all processes."""
-        self._mismatches: list[Tensor] = []
-        if distributed and torch.distributed.is_available() and torch.distributed.is_initialized():
-            self.size, self.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        if self.size > 1:
-            self._check_backend()
-
-    def _check_backend(self) -> None:
-        try:
-            torch.distributed.all_reduce(torch.zeros(1, device=self._device))
-        except RuntimeError as error:
-            if "No backend type" not in str(error):
-                self._explain(error)
-            raise OptionError(
-                f"the process group's backend {torch.distributed.get_backend()!r} cannot add up tensors on the model's device "
-                f"{self._device.type!r}; use init_process_group('cpu:gloo,cuda:nccl'), or lsuv_(…, distributed=False)"
-            ) from error
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether the model's forward needs all processes, so that they have to make as many."""
+        return self.size > 1 and isinstance(self._model, nn.Module) and sharded.communicates(self._model)
 
     # Between passes.
 
-    def compare(self, model: nn.Module, options: str) -> None:
-        """Refuse models that differ.
+    def compare(self, model: nn.Module, settings: str, number: int) -> int:
+        """Refuse models that differ; returns ``number`` as the first process gave it.
 
         Raises:
-            RankError: names, shapes and dtypes of the parameters, or the options, are not the same in all processes; or numbers
+            RankError: names, shapes and dtypes of the parameters, or the settings, are not the same in all processes; or numbers
                 are not that should be.
         """
-        if self.size == 1:
-            return
-        tables = self.gathered([*_table(model), options])
-        for rank, table in enumerate(tables):
-            if (difference := _first_difference(tables[0], table)) is not None:
+        if self.peers is None:
+            return number
+        table, sums = replicas.table(model), replicas.checksums(model)
+        told = self.gathered((replicas.digest((table, settings, sums)), number, own_address()))
+        self.peers.addresses = [address for _, _, address in told]
+        if any(digest != told[0][0] for digest, _, _ in told):
+            self._refuse(table, settings, sums)
+        return int(told[0][1])
+
+    def _refuse(self, table: Sequence[str], settings: str, sums: dict[str, int]) -> NoReturn:
+        tables, all_settings, all_sums = zip(*self.gathered((table, settings, sums)), strict=True)
+        if (difference := replicas.difference_of_tables(tables)) is not None:
+            raise RankError(
+                f"the processes have different models: {difference}; build the same model everywhere, or initialize each by "
+                "itself with distributed=False"
+            )
+        for rank, other in enumerate(all_settings):
+            if other != all_settings[0]:
                 raise RankError(
-                    f"the processes have different models: process 0 has {difference[0]}, process {rank} {difference[1]}; build "
-                    "the same model everywhere, or initialize each by itself with distributed=False"
+                    f"the processes were given different options: process 0 {all_settings[0]}, process {rank} {other}"
                 )
-        sums = self.gathered(_checksums(model))
-        for rank, theirs in enumerate(sums):
-            different = [name for name, value in theirs.items() if value != sums[0][name]]
-            if different:
-                raise RankError(
-                    f"the parameter {different[0]!r} holds other numbers in process {rank} than in process 0; wrap the model in "
-                    "DistributedDataParallel first, or call torch.manual_seed alike in all processes before building it"
-                )
-
-    def agree(self, error: BaseException | None = None) -> None:
-        """Go on only if all processes do.
-
-        Raises:
-            RankError: another process failed. Where this one did, its own error is the caller's to raise.
-        """
-        if self.size > 1:
-            failures = self.gathered(_told(error))
-            if error is None:
-                _raise_of_others(failures)
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is done inside all processes do, or none goes on."""
-        try:
-            yield
-        except RankError:  # the others know
-            raise
-        except BaseException as error:
-            self.agree(error)
-            raise
-        self.agree()
+        found = replicas.difference_of_checksums(all_sums)
+        assert found is not None
+        raise RankError(
+            f"the parameter {found[0]!r} holds other numbers in process {found[1]} than in process 0; wrap the model in "
+            "DistributedDataParallel first, or call torch.manual_seed alike in all processes before building it"
+        )
 
     # In a pass.
 
-    def begin(self) -> None:
-        """A pass begins."""
-        self._mismatches = []
+    @contextmanager
+    def meeting(self, adopt: Adopt) -> Iterator[None]:
+        """Let the processes wait for each other where the model's forward would make them wait: there others could still be at an
+        operator, or have failed.
+        """
+        self._passed, self._doubts, self.disordered = [], [], False
+        points = sharded.meeting_points(self._model) if self.size > 1 and isinstance(self._model, nn.Module) else []
+
+        def meet(*_: object) -> None:
+            with torch._C.DisableTorchFunction():  # what is adopted is no business of who stands in for the model's operators
+                self._wait_for_all(None, adopt)
+
+        handles = [point.register_forward_pre_hook(meet, prepend=True) for point in points]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def pool(self, weight: Weight, found: Statistic, describe: Callable[[], Description], adopt: Adopt) -> Statistic:
         """The statistics of an operator's output over all processes.
@@ -137,140 +125,93 @@ class Ranks:
         """
         if self.size == 1:
             return found
-        if self.careful:
-            pooled: Statistic = self._pool_by_name(describe(), found, adopt)
-            return pooled
-        own = 1 + int.from_bytes(hashlib.sha256(str(weight.place).encode()).digest()[:4], "big") % (_IDS - 1)
-        sums = self._summed(message(found, own))
-        self._mismatches.append(sums[ID] != own * self.size)
-        return statistic_of(sums, found)
+        operator = _number(weight.position)
+        in_groups = found.mean.dim() > 0  # by channels or positions: more than fits into a message
+        zero = torch.zeros((), dtype=torch.float64, device=found.m2.device)
+        while True:
+            sums = self.summed(message(Statistic(0, zero, zero) if in_groups else found, operator))
+            pooled: Statistic | None = None if in_groups else statistic_of(sums, found)
+            if self.careful:
+                known = sums.tolist()
+                if known[FAILED]:
+                    self.tell_failures(None)
+                if in_groups or strangers(known, operator, self.size):
+                    pooled = self._take_turns(describe(), found, adopt)
+            else:
+                self._doubts.append(strangers(sums, operator, self.size))
+            if pooled is not None:
+                self._passed.append(weight.position)
+                return pooled
+
+    def come_late(self, weight: Weight) -> None:
+        """This process comes to a weight that it adopted in this pass: the others should have waited."""
+        self._passed.append(weight.position)
+        self.disordered = True
 
     def end(self, error: BaseException | None, adopt: Adopt) -> None:
         """Take part in what the other processes still do, until all are through; then go on only if all may.
 
         Raises:
             RankError: another process failed.
-            MismatchError: they were not all at the same operators.
+            MismatchError: the pass has to be done again.
         """
-        if self.size == 1 or (error is not None and self.communicating):  # the others wait for this one, in vain
+        if self.peers is None or isinstance(error, RankError):
             return
-        if self.careful:
-            self._pool_by_name(None, None, adopt)
-            self.agree(error)
+        if error is not None and sharded.is_tensor_parallel(self._model):  # the others wait inside of the model
+            self.peers.tell(described(error))
             return
-        through = torch.zeros(SIZE, dtype=torch.float64)
-        through[DONE], through[FAILED] = 1, float(error is not None)
-        while self._summed(through.to(self._device, copy=True))[DONE].item() < self.size:
-            pass
-        mismatched = bool(self._mismatches) and bool(torch.stack(self._mismatches).any())
-        ends = self.gathered((_told(error), mismatched))
-        if error is None:
-            _raise_of_others([failure for failure, _ in ends])
-            if any(other for _, other in ends):
-                raise MismatchError
+        try:
+            again = self._wait_for_all(error, adopt, last=True)
+        except RankError:
+            raise
+        except BaseException as own:  # raised by what was adopted
+            self._wait_for_all(own, adopt, last=True)
+            raise
+        if again and error is None:
+            self._turns.learn(self.gathered(self._passed))
+            self.careful = True
+            raise MismatchError
 
-    def _pool_by_name(self, mine: Description | None, found: Statistic | None, adopt: Adopt) -> Any:
-        """Rounds in which every process names its operator, until it is this one's turn: the first in the model goes first."""
+    def _wait_for_all(self, error: BaseException | None, adopt: Adopt, *, last: bool = False) -> bool:
+        """Be at no operator until none is; returns whether some process, at the ``last`` such wait, wants the pass done again."""
         while True:
-            numbers = None if found is None else as_numbers(found)
-            proposals = [p for p in self.gathered((mine, numbers)) if p[0] is not None]
-            if not proposals:
-                return None
-            chosen = min((description for description, _ in proposals), key=lambda d: d.place)
-            pooled: Statistic | None = None
-            for description, given in proposals:
-                if description.place == chosen.place and given[0]:
-                    other = of_numbers(given, self._device)
-                    pooled = other if pooled is None else merged(pooled, other)
-            if mine is not None and mine.place == chosen.place:
-                return found if pooled is None else pooled
-            if pooled is not None:
-                adopt(chosen.content, pooled)
+            noted = last and (self.disordered or (bool(self._doubts) and bool(torch.stack(self._doubts).any())))
+            sums = self.summed(waiting(self.device, failed=error is not None, noted=noted))
+            operator, failed, notes = sums[[OPERATOR, FAILED, N]].tolist()
+            if failed and (self.careful or not operator):
+                self.tell_failures(error)
+                return False
+            if not operator:
+                return bool(notes)
+            if self.careful:
+                self._take_turns(None, None, adopt)
+            else:
+                self._doubts.append(torch.ones((), dtype=torch.bool, device=self.device))
 
-    # Messages.
-
-    def summed(self, table: Tensor) -> Tensor:
-        """A table of numbers added up over the processes, in place."""
-        return self._summed(table) if self.size > 1 else table
-
-    def largest(self, value: float) -> float:
-        """Over all processes."""
-        return float(max(self.gathered(value)))
-
-    def all_have(self, something: bool) -> bool:
-        """Whether all processes have."""
-        return all(self.gathered(something))
-
-    def gathered(self, value: Any) -> list[Any]:
-        """Of all processes, in their order."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        try:
-            torch.distributed.all_gather_object(values, value)
-        except RuntimeError as error:
-            self._explain(error)
-        return values
-
-    def _summed(self, sums: Tensor) -> Tensor:
-        try:
-            torch.distributed.all_reduce(sums)
-        except RuntimeError as error:
-            self._explain(error)
-        return sums
-
-    def _explain(self, error: RuntimeError) -> NoReturn:
-        """Say which processes no longer answer."""
-        raise RankError(
-            f"process {self.rank} no longer reaches {self._missing()}, which died or waits for something else "
-            f"({str(error).strip().partition(chr(10))[0][:200]}). All weights here are as before"
-        ) from error
-
-    def _missing(self) -> str:
-        """Those that do not say within a few seconds that they are there."""
-        try:
-            store = torch.distributed.distributed_c10d._get_default_store()
-            store.set(f"goodinit/alive/{self.rank}", "1")
-            missing = [rank for rank in range(self.size) if not _is_there(store, rank)]
-        except Exception:  # noqa: BLE001 - the store is gone with the process that kept it
-            return "process 0, or the launcher"
-        return f"process {', '.join(map(str, missing))}" if missing else "the others"
+    def _take_turns(self, mine: Description | None, found: Statistic | None, adopt: Adopt) -> Statistic | None:
+        """Every process names its operator, and that whose turn it is is dealt with; returns its statistics if it is ``mine``."""
+        numbers = None if found is None else messages.as_numbers(found)
+        turn = None if mine is None else self._turns.turn(mine.position, self._passed)
+        given = [proposal for proposal in self.gathered((turn, mine, numbers)) if proposal[0] is not None]
+        chosen = min(given, key=lambda proposal: proposal[0])[1]
+        pooled: Statistic | None = None
+        for _, description, theirs in given:
+            if description.position == chosen.position and theirs[0]:
+                other = messages.of_numbers(theirs, self.device)
+                pooled = other if pooled is None else merged(pooled, other)
+        if mine is not None and mine.position == chosen.position:
+            return found if pooled is None else pooled
+        if pooled is not None:
+            adopt(chosen.content, pooled)
+        return None
 
 
-def _is_there(store: Any, rank: int) -> bool:
-    try:
-        store.wait([f"goodinit/alive/{rank}"], _PATIENCE)
-    except RuntimeError:  # it took too long
-        return False
-    return True
+def _device(model: object) -> torch.device:
+    """Of the first parameter."""
+    first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if first is None or first.is_meta else first.device
 
 
-def _told(error: BaseException | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"
-
-
-def _raise_of_others(failures: Sequence[str | None]) -> None:
-    for rank, failure in enumerate(failures):
-        if failure is not None:
-            raise RankError(f"process {rank} failed: {failure}. All weights are as before")
-
-
-def _table(model: nn.Module) -> list[str]:
-    """A line for every parameter."""
-    return [f"{name!r} of shape {tuple(p.shape)}, {p.dtype}" for name, p in model.named_parameters()]
-
-
-def _first_difference(ours: Sequence[str], theirs: Sequence[str]) -> tuple[str, str] | None:
-    if len(ours) != len(theirs):
-        return f"{len(ours) - 1} parameters", f"{len(theirs) - 1}"
-    return next(((a, b) for a, b in zip(ours, theirs, strict=True) if a != b), None)
-
-
-def _checksums(model: nn.Module) -> dict[str, float]:
-    """Of the parameters that every process holds whole; of one with NaN in it 0."""
-    sums = {}
-    for name, parameter in model.named_parameters():
-        if type(parameter) in (nn.Parameter, Tensor) and (parameter.is_floating_point() or parameter.is_complex()):
-            values = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
-            sums[name] = values.double().sum().nan_to_num().item()
-    return sums
+def _number(position: Position) -> int:
+    """Stands for an operator in messages; two operators have the same once in a million."""
+    return 1 + int.from_bytes(hashlib.sha256(str(position).encode()).digest()[:4], "big") % (messages.MOST_OPERATORS - 1)

@@ -129,8 +129,11 @@ class Report:
         return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
 
     def __str__(self) -> str:
-        parts = [table(_COLUMNS, map(_cells, self.records), right=_RIGHT), self.summary()]
+        parts = [table(*self._table(), right=_RIGHT), self.summary()]
         return "\n".join([*parts, *([] if self.choice is None else [str(self.choice)])])
+
+    def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        return _COLUMNS, [_cells(record) for record in self.records]
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from goodinit.canvas import LABELS, axis_name, colours, new_axes, spread
 from goodinit.layer import Layer
+from goodinit.samples import REACH
 from goodinit.signals import Signal
-from goodinit.summaries import REACH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,8 @@ from goodinit import guard, sharded
 from goodinit.batches import Call
 from goodinit.centring import Rule, Rules, Shift
 from goodinit.computed import Sources
-from goodinit.errors import ModelError, NonFiniteError, annotate
+from goodinit.covered import Covered
+from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
 from goodinit.intercept import module_operations
 from goodinit.ledger import Ledger, Outcome
 from goodinit.operation import Layout, Operation, Part, described, rebuilt
@@ -25,7 +26,7 @@ from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of
 from goodinit.ranks import Ranks
 from goodinit.shards import Progress, Shards
-from goodinit.weights import Covered, Key
+from goodinit.weights import Key
 
 
 class Drawn:
@@ -67,14 +68,17 @@ class Scaling:
         goals: Mapping[Key, float] | None = None,
         drawn: Drawn | None = None,
         shards: Shards | None = None,
+        zeroed: Iterable[Key] = (),
     ) -> None:
         """``prints``: whether to keep them. ``goals``: the std to give the output of each weight in another pass, in which
-        nothing is drawn any more. ``drawn``: what an earlier pass drew. ``shards``: where finished weights are written to, and
-        what an interrupted call left there.
+        nothing is drawn any more; ``zeroed``: biases known to be zero in it. ``drawn``: what an earlier pass drew. ``shards``:
+        where finished weights are written to, and what an interrupted call left there.
         """
         self.ledger = Ledger()
         self.prints: dict[Key, Tensor] = {}
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
+        self.zeroed: set[Key] = set(zeroed)
+        """Biases that are zero now."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -93,6 +97,7 @@ class Scaling:
         self._undo = undo
         self._randomness = randomness
         self._covered = Covered()
+        self._adopted: set[Key] = set()
         self._idle: list[Operation] = []
         self._current: Operation | None = None
         self._done: list[str] = []
@@ -142,6 +147,9 @@ class Scaling:
             rule = self._rules.of(operation, part, changed=changed)
             found = rule.measured(part)
             if again and part.weight in self._covered:
+                if part.weight.key in self._adopted:
+                    self._adopted.remove(part.weight.key)
+                    self._ranks.come_late(part.weight)
                 self.ledger.use_again(part.weight, operation.kind, target, rule.std(found))
             elif left_alone is not None:
                 self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(rule.std(found)))
@@ -150,15 +158,15 @@ class Scaling:
             elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
                 self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
-                found = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
-                self._scale(operation.kind, part, found, rule)
+                pooled = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
+                self._scale(operation.kind, part, pooled, found.m2 if self._ranks.size > 1 else None, rule)
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
             self.last = part.weight.name if changed and not part.weight.embedded else None
         return z
 
-    def _scale(self, kind: str, part: Part, found: Statistic, rule: Rule | None = None) -> None:
+    def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
         """Give an output its target std."""
         weight, target = part.weight, self._options.target(part.weight.name)
         if rule is not None and rule.groups is not None:
@@ -167,7 +175,7 @@ class Scaling:
             outcome, self._last_shift = rule.apply_(part, found, target)
             self.ledger.enter(weight, kind, target, "scaled", outcome)
             return
-        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key])
+        factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
         outcome = outcome if rule is None else replace(outcome, note=rule.note)
         weight.scale_(factor)
         part.z.mul_(factor)
@@ -187,8 +195,9 @@ class Scaling:
             return
         if operation.weight.key not in self._drawn.keys:
             self._draw(operation)
-        self._scale(operation.kind, part, found)
+        self._scale(operation.kind, part, found, torch.zeros((), device=found.m2.device))
         self._covered.add(weight)
+        self._adopted.add(weight.key)
 
     def _draw(self, operation: Operation) -> None:
         """Fill the weight and zero the bias, as ``pre_init`` says."""
@@ -202,6 +211,8 @@ class Scaling:
         if self._options.pre_init is not None and self._goals is None:
             self._fill_both(operation, self._options.pre_init)
         self._drawn.keep(operation)
+        if operation.bias_weight is not None and operation.bias_weight.key in self.zeroed and self._rules.plain:
+            operation.bias = None  # saves adding it
 
     def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
         start = time.perf_counter()
@@ -214,7 +225,7 @@ class Scaling:
                 self._undo.remember(root.held)
                 root.zero_(operation.zero_bias_)
             bias.refresh()
-            operation.bias = None if self._rules.plain else operation.bias  # saves adding it
+            self.zeroed.add(bias.key)
 
     def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if callable(pre_init):
@@ -255,20 +266,22 @@ class Scaling:
 
     def progress(self) -> Progress:
         """What has been finished by now; waits for the device."""
-        return Progress(self._randomness.seed(), sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
+        return Progress(self._randomness.followed, sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""
         assert self.weights is not None
         touched = self.weights.touched()
         for operation in (*self._idle, *module_operations(model, self.weights)):
-            self.prepare(operation, "unsupported" if id(operation.weight.parameter) in touched else "unused")
+            self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 
     @contextmanager
     def explained(self, call: Call) -> Iterator[None]:
         """Say of an exception of the model's how far its forward got, and whether NaN led to it."""
         try:
             yield
+        except RankError:
+            raise
         except Exception as error:
             try:
                 self.ledger.records()

@@ -20,8 +20,7 @@ class Seeds:
     @classmethod
     def drawn_from(cls, generator: torch.Generator | None) -> Seeds:
         """The number is the next one of a generator, of torch's global one by default."""
-        device = torch.device("cpu") if generator is None else generator.device
-        return cls(int(torch.randint(2**62, (), generator=generator, device=device)))
+        return cls(number_from(torch.default_generator if generator is None else generator))
 
     def generator(self, place: object, device: torch.device) -> torch.Generator:
         """The generator of a weight.
@@ -33,3 +32,8 @@ class Seeds:
         """
         digest = hashlib.sha256(f"{self.base}/{place}".encode()).digest()
         return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def number_from(generator: torch.Generator) -> int:
+    """The next one that a generator draws."""
+    return int(torch.randint(2**62, (), generator=generator, device=generator.device))

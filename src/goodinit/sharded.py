@@ -6,12 +6,16 @@ stay has to be written into the shards too.
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+
+Write = Callable[[Tensor], object]
 
 
 def is_sharded(tensor: object) -> bool:
@@ -20,18 +24,62 @@ def is_sharded(tensor: object) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+# A model's own communication.
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    module = sys.modules.get("torch.distributed.fsdp")
+    return [] if module is None else [part for part in model.modules() if isinstance(part, module.FSDPModule)]
+
+
+def has_flat_parameters(model: nn.Module) -> bool:
+    """Whether it is wrapped in the first FSDP, FullyShardedDataParallel, which keeps weights as pieces of flat parameters."""
+    module = sys.modules.get("torch.distributed.fsdp")
+    return module is not None and any(isinstance(part, module.FullyShardedDataParallel) for part in model.modules())
+
+
+def meeting_points(model: nn.Module) -> list[nn.Module]:
+    """Modules at the start of whose forward the processes need each other, other than in tensor parallelism."""
+    return [*_fsdp_modules(model), *(m for m in model.modules() if isinstance(m, nn.SyncBatchNorm))]
+
+
+@contextmanager
+def without_broadcasts(model: nn.Module) -> Iterator[None]:
+    """Keep DistributedDataParallel from sending the first process's buffers to all in a forward: all have had them since it was
+    made. So a forward needs no other process; and whether the next one would send them is left as it was.
+    """
+    wrappers = [(m, m.require_forward_param_sync) for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    for wrapper, _ in wrappers:
+        wrapper.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        for wrapper, before in wrappers:
+            wrapper.require_forward_param_sync = before
+
+
+def is_tensor_parallel(model: object) -> bool:
+    """Whether processes need each other inside of the forward of modules too."""
+    if not isinstance(model, nn.Module):
+        return False
+    given: list[Any] = [p for p in model.parameters() if is_sharded(p)]
+    if given and not _fsdp_modules(model):
+        return True
+    return any(sum(not placement.is_replicate() for placement in p.placements) > 1 for p in given)
+
+
 def communicates(model: nn.Module) -> bool:
     """Whether the processes need each other in the model's forward."""
-    return any(is_sharded(p) for p in model.parameters()) or any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
+    return bool(meeting_points(model)) or is_tensor_parallel(model)
 
 
 def reshard(model: nn.Module) -> None:
     """Let FSDP2 drop the whole tensors that it keeps from one forward to the next."""
-    module = sys.modules.get("torch.distributed.fsdp")
-    if module is not None:
-        for part in model.modules():
-            if isinstance(part, module.FSDPModule):
-                part.reshard()
+    for part in _fsdp_modules(model):
+        part.reshard()
+
+
+# Tensors.
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -56,20 +104,103 @@ def whole(tensor: Tensor) -> Tensor:
     return cast("Tensor", cast("Any", tensor).full_tensor()) if is_sharded(tensor) else tensor
 
 
-def fill_(sharded: Tensor, fill: Callable[[Tensor], None]) -> Tensor:
-    """Let ``fill`` write a whole tensor, the same in every process, and keep this process's part of it; returns the whole."""
-    own = local(sharded)
-    full = torch.empty(sharded.shape, dtype=sharded.dtype, device=own.device)
-    fill(full)
-    copy_(sharded, full)
-    return full
+class Place(NamedTuple):
+    """Where the elements of a part lie in a whole tensor in row-major order."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    def rows(self, row: int) -> tuple[int, int]:
+        """The first row, of so many elements, with some of the part in it, and the number of rows to the last one."""
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return self.offset // row, last // row - self.offset // row + 1
 
 
-def copy_(sharded: Tensor, full: Tensor) -> None:
-    """Write this process's part of a whole tensor."""
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415 - loaded with DTensor
+def write_(home: Tensor, place: Place, write: Write, *, start: float | None = None) -> Tensor:
+    """Let ``write`` fill a part of a whole tensor, the same in every process, and keep what of it belongs here.
 
-    given: Any = sharded
-    shape, offset = compute_local_shape_and_global_offset(given.shape, given.device_mesh, given.placements)
-    part = full[tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))]
-    local(sharded).copy_(part)
+    Args:
+        home: sharded.
+        place: of the part.
+        write: called with a tensor of the part's shape, with nothing in it or ``start`` everywhere.
+        start: elements that still have this value afterwards are left as they are.
+
+    Returns:
+        The part, whole.
+    """
+    first, shape = _rows_around(home, place)
+    block = torch.empty(shape, dtype=home.dtype, device=home.device)
+    if start is not None:
+        block.fill_(start)
+    part = _seen_at(block, place, first)
+    write(part)
+    here, given = _own(home, block, first)
+    if start is not None:
+        given = torch.where(given == start, here, given)
+    elif place.size < block.numel():
+        given = torch.where(_own(home, _mask(shape, place, first, home.device), first)[1], given, here)
+    here.copy_(given)
+    return part
+
+
+def assign_(tensor: Tensor, values: Tensor) -> None:
+    """Give all of a tensor, sharded or not, these values."""
+    if is_sharded(tensor):
+        tensor, values = _own(tensor, values, 0)
+    tensor.copy_(values)
+
+
+def multiply_(home: Tensor, place: Place, factor: Tensor) -> None:
+    """Multiply a part of a whole tensor, as far as it is here."""
+    factor = factor.to(home.device)
+    if place.size == home.numel():
+        local(home).mul_(factor)
+        return
+    first, shape = _rows_around(home, place)
+    here, inside = _own(home, _mask(shape, place, first, home.device), first)
+    here.copy_(torch.where(inside, here * factor, here))
+
+
+def _rows_around(home: Tensor, place: Place) -> tuple[int, tuple[int, ...]]:
+    """The first row with some of the part in it; and the shape of the rows to the last such."""
+    first, count = place.rows(math.prod(home.shape[1:]))
+    return first, (count, *home.shape[1:])
+
+
+def _seen_at(block: Tensor, place: Place, first: int) -> Tensor:
+    """The part in a block of the whole tensor's rows from ``first`` on."""
+    return block.as_strided(place.shape, place.stride, place.offset - first * math.prod(block.shape[1:]))
+
+
+def _mask(shape: tuple[int, ...], place: Place, first: int, device: torch.device) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool, device=device)
+    _seen_at(mask, place, first).fill_(True)
+    return mask
+
+
+def _own(home: Tensor, block: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    """The part of this process that lies in whole rows from ``first`` on; and these rows' elements that belong there."""
+    rows = _split(home, torch.arange(home.shape[0]).reshape(-1, *[1] * (home.dim() - 1)), rows=True).flatten()
+    start, stop = torch.searchsorted(rows, torch.tensor([first, first + len(block)])).tolist()
+    wanted = rows[start:stop] - first
+    if stop > start and int(wanted[-1] - wanted[0]) == stop - start - 1:
+        picked = block[int(wanted[0]) : int(wanted[-1]) + 1]
+    else:
+        picked = block[wanted.to(block.device)]
+    return local(home)[start:stop], _split(home, picked, rows=False)
+
+
+def _split(home: Tensor, tensor: Tensor, *, rows: bool) -> Tensor:
+    """What of a tensor belongs to this process, split along its rows, or its other axes, as ``home`` is."""
+    given: Any = home
+    coordinate = given.device_mesh.get_coordinate()
+    for placement, count, index in zip(given.placements, given.device_mesh.shape, coordinate, strict=True):
+        if not (placement.is_replicate() or placement.is_partial()) and (placement.dim == 0) == rows:
+            tensor = placement._split_tensor(tensor, count, with_padding=False, contiguous=False)[0][index]
+    return tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from typing import Any
 from goodinit.canvas import Theme
 from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
+from goodinit.files import write_whole
 from goodinit.layer import Finding, Layer
 from goodinit.report import number, printed, rich_table, table
 from goodinit.units import share
@@ -92,13 +94,17 @@ class Signal:
 
         Raises:
             OptionError: a path that no picture can be saved at.
+            SaveError: the disk is full; what was there before is as it was.
             MissingExtraError: matplotlib is not installed.
         """
         from goodinit.plots import check_picture_path, plot_signal  # noqa: PLC0415 - it needs this module
 
-        check_picture_path(Path(path))
+        path = Path(path)
+        check_picture_path(path)
         figure, _ = plot_signal(self, theme=theme) if before is None else plot_signal(before, self, theme=theme)
-        figure.savefig(path, dpi=150)
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix.lower().lstrip("."), dpi=150)
+        write_whole(path, content.getvalue())
 
     def compare(self, other: Signal, *, labels: tuple[str, str] = ("before", "after")) -> Comparison:
         """This signal beside another one, of the same model later, or of another run."""

@@ -1,9 +1,9 @@
-"""One output in a few numbers: mean, std, spread over samples and channels, effective rank, histogram. Without a copy of it.
+"""One output in a few numbers: mean, std, spread over samples and channels. Without a copy of it.
 
 Everything is read once, in blocks that stay in a core's cache. For every feature (a place in the output of one sample)
 sum and sum of squares over the samples are taken of the distance from the first sample, so that outputs which are nearly the same
-for all samples keep their difference; sums of squares are in float64, so that neither 1e-30 nor 1e30 is lost.
-Results stay on the device: none is waited for.
+for all samples keep their difference; sums of squares that float32 cannot hold are in float64, so that neither 1e-30 nor 1e30 is
+lost. Results stay on the device: none is waited for.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from goodinit.ledger import fetched
 from goodinit.moments import CHUNK_CPU, chunks
 
 # Elements of a block: on a CPU it and its copy should stay in the cache of a core; a GPU wants few, large kernels.
 _BLOCK_CPU, _BLOCK_GPU = CHUNK_CPU, 1 << 23
 # A block has at least so many neighbouring features, whatever the number of samples: memory is read by cache lines.
 _FEATURES = 256
-# Of the elements that rank and histogram are taken from: the smaller and the larger side of the matrix, rows x channels.
-_SHORT, _LONG = 64, 256
-_KEPT = 2048
-BINS, REACH = 40, 4.0
-"""Of histograms: how many bins, and how many stds they reach to either side of the mean."""
+# Norms of which float32 holds the squares, sums of single ones with them.
+_SQUARES = 1e-12, 1e15
 
 
 @dataclass
@@ -51,9 +47,8 @@ class Summary:
         """All that has to be fetched."""
         return [self.shift, *self.within, *self.sums, *self.means, *self.channel_sums]
 
-    def numbers(self) -> Numbers:
-        """Waits for the device."""
-        values = iter(fetched(self.tensors()))
+    def numbers(self, values: Iterator[float]) -> Numbers:
+        """What they come to: of the values of `tensors`."""
         shift = next(values)
         within, sums, means = (sum(next(values) ** 2 for _ in part) for part in (self.within, self.sums, self.means))
         total, square = next(values), next(values) ** 2
@@ -75,18 +70,18 @@ class Numbers:
     channel_var: float
 
 
-def summarized(z: Tensor, channel: int | None) -> Summary:
-    """Sums over a real output; the first axis counts the samples, ``channel`` the channels."""
-    blocks = folded(z, channel)
-    n, o, c, i = blocks.shape
+def summarized(z: Tensor) -> Summary:
+    """Sums over a real output, `folded`."""
+    n, o, c, i = z.shape
     work = torch.float64 if z.dtype == torch.float64 else torch.float32
     channel_sums = torch.zeros(c, dtype=work, device=z.device)
     shift: Tensor | None = None
     within, sums, means = list[Tensor](), list[Tensor](), list[Tensor]()
     size = _BLOCK_CPU if z.device.type == "cpu" else _BLOCK_GPU
-    for place, block in _blocks(blocks, max(size // n, _FEATURES)):
+    buffer = torch.empty(min(z.numel(), max(size, _FEATURES)), dtype=work, device=z.device)
+    for place, block in _blocks(z, max(size // n, _FEATURES)):
         first = block[0].to(work)
-        total, roots = _distances(block, first, size)
+        total, roots = _distances(block, first, buffer)
         within += roots
         sums.append(_root(total))
         mean = torch.add(first, total, alpha=1 / n)
@@ -98,14 +93,18 @@ def summarized(z: Tensor, channel: int | None) -> Summary:
     return Summary(n, o * c * i, c, shift, within, sums, means, (channel_sums.sum(), _root(channel_sums)))
 
 
-def _distances(block: Tensor, first: Tensor, size: int) -> tuple[Tensor, list[Tensor]]:
+def _distances(block: Tensor, first: Tensor, buffer: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Of all samples from the first one: their sums over the samples, and roots of their sums of squares."""
-    rows = max(1, size // first.numel())
+    rows = max(1, buffer.numel() // first.numel())
     total: Tensor | None = None
     roots: list[Tensor] = []
     for part in (block,) if rows >= len(block) else block.split(rows):
-        d = part - first if part.dtype == first.dtype else part.to(first.dtype).sub_(first)
-        total = d.sum(0) if total is None else total + d.sum(0)
+        d = buffer[: part.numel()].view(part.shape)
+        if part.dtype == first.dtype:
+            torch.sub(part, first, out=d)
+        else:
+            d.copy_(part).sub_(first)
+        total = d.sum(0) if total is None else total.add_(d.sum(0))
         roots.append(_root(d))
     assert total is not None
     return total, roots
@@ -113,6 +112,10 @@ def _distances(block: Tensor, first: Tensor, size: int) -> tuple[Tensor, list[Te
 
 def _root(x: Tensor) -> Tensor:
     """Root of the sum of squares, in float64 (float32 where there is no other)."""
+    if x.device.type == "cpu" and x.dtype == torch.float32:  # asking for a value costs nothing there
+        quick: Tensor = torch.linalg.vector_norm(x)
+        if _SQUARES[0] < float(quick) < _SQUARES[1]:
+            return quick.double()
     root: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
     return root
 
@@ -154,67 +157,3 @@ def _slices(count: int, step: int) -> Iterator[slice]:
 def _positive(value: float) -> float:
     """Rounding may have left a variance below zero; NaN stays."""
     return 0.0 if value < 0 else value
-
-
-# A few elements, for what is too dear to be taken of all.
-
-
-def sampled(z: Tensor, channel: int | None) -> Tensor:
-    """Rows (places in samples, evenly spread) x channels (likewise), as a matrix of its own of at least float32."""
-    blocks = folded(torch.view_as_real(z) if z.is_complex() else z, channel)
-    n, o, c, i = blocks.shape
-    rows, channels = (_LONG, c) if c <= _SHORT else (_SHORT, _LONG)
-    samples = _step(n, rows)
-    left = max(1, rows * samples // n)
-    outer = _step(o, left)
-    inner = _step(i, max(1, left * outer // o))
-    some = blocks[::samples, ::outer, :: _step(c, channels), ::inner].permute(0, 1, 3, 2)
-    some = some.reshape(-1, some.shape[-1])
-    return some.to(torch.promote_types(some.dtype, torch.float32))
-
-
-def _step(count: int, most: int) -> int:
-    return math.ceil(count / max(1, most))
-
-
-def some_of(rows: Tensor) -> Tensor:
-    """A few elements, for a histogram."""
-    flat = rows.flatten()
-    return flat[:: _step(len(flat), _KEPT)].clone()
-
-
-def gram(rows: Tensor) -> Tensor:
-    """The smaller of X^T X and X X^T, X the rows less their mean, scaled to entries of 1 at most; see `effective_ranks`."""
-    x = rows - rows.mean(0)
-    x = x / x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
-    return x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
-
-
-def effective_ranks(grams: list[Tensor]) -> list[float | None]:
-    """exp(entropy of the eigenvalues, as shares of their sum) of each matrix (Roy & Vetterli 2007); None if it is not finite."""
-    ranks: list[float | None] = [None] * len(grams)
-    by_size: dict[int, list[int]] = {}
-    on_cpu = [g.to("cpu", torch.float32) for g in grams]
-    for place, g in enumerate(on_cpu):
-        if g.isfinite().all():
-            by_size.setdefault(len(g), []).append(place)
-    for places in by_size.values():
-        eigenvalues = torch.linalg.eigvalsh(torch.stack([on_cpu[place] for place in places])).clamp_min(0)
-        shares = eigenvalues / eigenvalues.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        for place, entropy, total in zip(
-            places, torch.special.entr(shares).sum(-1).tolist(), shares.sum(-1).tolist(), strict=True
-        ):
-            ranks[place] = math.exp(entropy) if total > 0.5 else 0.0
-    return ranks
-
-
-def histograms(values: list[Tensor], means: list[float], stds: list[float]) -> list[tuple[int, ...] | None]:
-    """Counts in bins of equal width from mean - 4 std to mean + 4 std; None where these are not finite, or the std is 0."""
-    found: list[tuple[int, ...] | None] = []
-    for some, mean, std in zip(values, means, stds, strict=True):
-        if not math.isfinite(mean) or not math.isfinite(std) or not std:
-            found.append(None)
-            continue
-        away = (some.to("cpu", torch.float64) - mean) / std
-        found.append(tuple(int(count) for count in torch.histc(away, BINS, -REACH, REACH)))
-    return found

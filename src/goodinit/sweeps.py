@@ -8,7 +8,8 @@ homogeneous (ReLU, no biases) r does not change when weights are rescaled, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -18,10 +19,10 @@ from goodinit import sharded
 from goodinit.batches import Call, Calls
 from goodinit.intercept import intercept
 from goodinit.ledger import fetched
-from goodinit.messages import IMAG, SIZE, N, message
+from goodinit.messages import SIZE, N, message
 from goodinit.operation import Operation
 from goodinit.outputs import Statistic, merged, statistic
-from goodinit.ranks import Ranks
+from goodinit.ranks import MismatchError, Ranks
 from goodinit.scaling import Scaling
 from goodinit.weights import Key
 
@@ -36,7 +37,9 @@ class Swept:
     """What sweeps came to, by the keys of the weights that were scaled."""
 
     batches: int = 0
-    """How many there were in a sweep: fewer than asked for if the loader had no more."""
+    """How many there were in a sweep: fewer than asked for if the loader had no more; of several processes the most."""
+    fewest: int = 0
+    """In any process."""
     sweeps: int = 0
     passes: int = 0
     """Forward passes, without the very first one."""
@@ -72,15 +75,10 @@ class Sweeper:
     def sweep_(self, first: Scaling) -> Swept:
         """``first``: what scaled in a pass on the first batch."""
         targets = first.ledger.targets()
-        keys = sorted(targets, key=lambda key: str(first.ledger.place(key)))  # in the same order in all processes
         goals, prints = dict(targets), first.prints
         swept = Swept(factors=dict.fromkeys(targets, 1.0), converged=not targets)
         while not swept.converged and swept.sweeps < MOST_SWEEPS:
-            pooled, count = self._measure(targets)
-            swept.stds, swept.spreads = _added_up(pooled, keys, self.ranks)
-            swept.batches = int(self.ranks.largest(count))
-            swept.sweeps += 1
-            swept.passes += count
+            self._pool(first, targets, swept)
             if all(abs(std / targets[key] - 1) <= self.tol for key, std in swept.stds.items()):
                 swept.converged = True
                 break
@@ -91,18 +89,36 @@ class Sweeper:
             swept.passes += 1
             for key, factor in scaling.ledger.factors().items():
                 swept.factors[key] *= factor
-            if self.ranks.largest(_error(prints, scaling.prints, ratios)) <= self.tol:
+            errors = self.ranks.gathered((_error(prints, scaling.prints, ratios), self.ranks.disordered))
+            if all(error <= self.tol and not disordered for error, disordered in errors):
                 swept.converged = True
                 swept.stds = {key: targets[key] for key in swept.stds}
             prints = scaling.prints
         return swept
 
+    def _pool(self, first: Scaling, targets: Mapping[Key, float], swept: Swept) -> None:
+        """Measure all outputs on all batches of all processes."""
+        with self.ranks.together(in_lockstep=self.ranks.in_lockstep):
+            pooled, count = self._measure(targets)
+        with self.ranks.together():
+            own = fetched([found.of_all.std for found in pooled.values()])
+            first.ledger.refuse_non_finite(dict(zip(pooled, own, strict=True)))
+        keys = sorted(targets, key=lambda key: str(first.ledger.position(key)))  # in the same order in all processes
+        swept.stds, swept.spreads = _added_up(pooled, keys, self.ranks)
+        counts = self.ranks.gathered(count)
+        swept.batches, swept.fewest = max(counts), min(counts)
+        swept.sweeps += 1
+        swept.passes += count
+
     def _correct(self, goals: Mapping[Key, float]) -> Scaling:
         """A pass on the first batch that gives its outputs these stds."""
-        self.ranks.careful = True  # a pass that scales what is scaled already cannot be done again
+        self.ranks.careful = True  # a pass that scales what is scaled already is not done again
         scaling = self.again(goals)
         self.begin(0)
-        self.run(self.calls.first, scaling)
+        with suppress(MismatchError):  # another sweep will show what became of it
+            self.run(self.calls.first, scaling)
+        with self.ranks.together():
+            scaling.ledger.records()
         return scaling
 
     def _measure(self, keys: Mapping[Key, float]) -> tuple[dict[Key, _Pooled], int]:
@@ -114,7 +130,7 @@ class Sweeper:
             count += 1
             measuring = Measuring(keys)
             sharded.reshard(self.model)
-            with intercept(self.model, measuring):
+            with self.ranks.explained(), intercept(self.model, measuring):
                 call(self.model)
             for key, found in measuring.found.items():
                 known = pooled.setdefault(key, _Pooled(found, []))
@@ -125,10 +141,13 @@ class Sweeper:
 
     def _in_step(self, calls: Iterator[Call]) -> Iterator[Call]:
         """As many as every process has, where they need each other in the forward."""
+        if not self.ranks.in_lockstep:
+            yield from calls
+            return
         while True:
-            call = next(calls, None)
-            some = call is not None
-            if not (self.ranks.all_have(some) if self.ranks.communicating else some):
+            with self.ranks.together():
+                call = next(calls, None)
+            if self.ranks.any_lacks(call):
                 return
             assert call is not None
             yield call
@@ -155,12 +174,9 @@ class _Pooled:
 
     def sums(self) -> Tensor:
         """What adds up over processes: of the elements, then of the batches' stds."""
-        found, stds = self.of_all, torch.stack(self.stds).double()
-        own = message(found, 0)[N:]
-        if found.var_bias is not None and not found.mean.is_complex():
-            own[IMAG - N] = found.n * found.var_bias  # a process that does not use the weight does not know it
+        stds = torch.stack(self.stds).double()
         count = torch.full_like(stds[0], float(len(self.stds)))
-        return torch.cat([own, torch.stack([stds.sum(), stds.square().sum(), count])])
+        return torch.cat([message(self.of_all)[N:], torch.stack([stds.sum(), stds.square().sum(), count])])
 
 
 class Measuring:
@@ -171,39 +187,31 @@ class Measuring:
         self._keys = keys
 
     def __call__(self, operation: Operation) -> Tensor:
-        """The operator's output."""
-        z = operation.linear_part()
+        """The operator's output. Its bias is added before it is measured."""
+        output = operation.with_bias(sharded.added_up(operation.linear_part()))
         with torch.no_grad():
-            for part in operation.parts(sharded.added_up(z.detach())):
+            for part in operation.parts(output.detach()):
                 key = part.weight.key
                 if key in self._keys and key not in self.found and part.z.numel():
                     self.found[key] = statistic(part)
-        return operation.complete(z)
+        return operation.complete(output)
 
 
 def _added_up(pooled: Mapping[Key, _Pooled], keys: list[Key], ranks: Ranks) -> tuple[dict[Key, float], dict[Key, float]]:
     """Stds over all batches of all processes, and their spreads, of the weights that were used: one sum and one transfer."""
-    like = next(iter(pooled.values())).of_all if pooled else None
-    device = torch.device("cpu") if like is None else like.m2.device
+    device = next(iter(pooled.values())).of_all.m2.device if pooled else ranks.device
     nothing = torch.zeros(SIZE, dtype=torch.float64, device=device)
     rows = [pooled[key].sums() if key in pooled else nothing for key in keys]
     stds, spreads = {}, {}
-    for key, row in zip(keys, ranks.summed(torch.stack(rows)), strict=True):
-        total, square, count = row[-3:].tolist()
-        if not count:
-            continue
-        std = _std(row, pooled[key].of_all if key in pooled else like)
-        mean = total / count
-        stds[key], spreads[key] = std, max(0.0, square / count - mean**2) ** 0.5 / std if std else 0.0
+    for key, row in zip(keys, ranks.summed(torch.stack(rows)).tolist(), strict=True):
+        total, square, count = row[-3:]
+        if count:
+            std, mean = _std(row), total / count
+            stds[key], spreads[key] = std, max(0.0, square / count - mean**2) ** 0.5 / std if std else 0.0
     return stds, spreads
 
 
-def _std(row: Tensor, like: Statistic | None) -> float:
-    """Of the output with its bias; ``like``: another weight's, for whether all is complex."""
-    n, real, imag, square, cov = row[:5].tolist()
-    if like is not None and like.mean.is_complex():
-        var = square / n - (real / n) ** 2 - (imag / n) ** 2
-        bias = 0.0 if like.var_bias is None else like.var_bias.item()
-    else:
-        var, bias = square / n - (real / n) ** 2, imag / n
-    return float(max(0.0, var + 2 * cov / n + bias) ** 0.5)
+def _std(row: Sequence[float]) -> float:
+    """From what `_Pooled.sums` adds up to."""
+    n, real, imag, square = row[:4]
+    return float(max(0.0, square / n - (real / n) ** 2 - (imag / n) ** 2) ** 0.5)

@@ -7,7 +7,6 @@ reaches the model.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
 from goodinit import sharded
+from goodinit.sharded import Place
 from goodinit.transforms import is_wrapped
+from goodinit.turns import Position
 
 # Where a part of a parameter lies: offset, then (stride, size) of its axes, each in elements.
 Region = tuple[int, tuple[tuple[int, int], ...]]
@@ -73,30 +74,66 @@ class Weight:
         whole = self.tensor.numel() == self.parameter.numel()
         return self.number if whole else (self.number, self.region)
 
+    @property
+    def position(self) -> Position:
+        """As `place`; sorts as the parameters are registered, and their parts in their order."""
+        return self.number, *self.region
+
     def roots(self) -> tuple[Weight, ...]:
         """The parts of parameters that it is made of: itself, unless it is computed from others."""
         return (self,)
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply it by a 0-d tensor."""
-        sharded.local(self.tensor.detach()).mul_(factor)
-        if self.home is not None and self.home is not self.tensor:
-            sharded.local(self.home).mul_(factor)
+        if self._lives_apart:
+            sharded.local(self.tensor.detach()).mul_(factor)
+        if self.home is not None:
+            sharded.multiply_(self.home, self._in_home, factor)
 
     def draw_(self, fill: Fill) -> None:
         """Let ``fill`` write it."""
-        if self.home is None:
-            fill(self.tensor.detach(), self.place)
-            return
-        full = sharded.fill_(self.home, lambda weight: fill(weight, self.place))
-        if self.home is not self.tensor:
-            self.tensor.detach().copy_(full)
+        self._write_(lambda weight: fill(weight, self.place))
 
     def zero_(self, write: Callable[[Tensor], None]) -> None:
         """Let ``write`` fill parts of it with zeros."""
-        write(self.tensor.detach() if self.home is not self.tensor else sharded.local(self.tensor))
-        if self.home is not None and self.home is not self.tensor:
-            write(sharded.local(self.home))
+        self._write_(write, start=1.0)
+
+    def assign_(self, values: Tensor) -> None:
+        """Give it these values."""
+        self._write_(lambda weight: weight.copy_(values))
+
+    def _write_(self, write: sharded.Write, start: float | None = None) -> None:
+        if self.home is None:
+            write(self.tensor.detach())
+            return
+        seen = torch.view_as_complex if self.is_complex_view else lambda part: part
+        part = sharded.write_(self.home, self._in_home, lambda part: write(seen(part)), start=start)
+        if self._lives_apart and start is not None:
+            write(self.tensor.detach())
+        elif self._lives_apart:
+            sharded.assign_(self.tensor.detach(), seen(part))
+
+    @property
+    def _lives_apart(self) -> bool:
+        """Whether there is another tensor than `home` to be changed."""
+        return self.home is not self.tensor and not self.tensor.is_meta
+
+    @property
+    def is_complex_view(self) -> bool:
+        """Whether the operator sees pairs of real numbers as complex ones."""
+        return self.tensor.is_complex() and not self.parameter.is_complex()
+
+    @property
+    def in_whole(self) -> Place:
+        """Where it lies in its parameter, in elements of the operator's."""
+        start = self.parameter.storage_offset() // (2 if self.is_complex_view else 1)
+        return Place(tuple(self.tensor.shape), tuple(self.tensor.stride()), int(self.tensor.storage_offset() - start))
+
+    @property
+    def _in_home(self) -> Place:
+        """The same in elements of the parameter."""
+        shape, stride, offset = self.in_whole
+        return Place((*shape, 2), (*(2 * s for s in stride), 1), 2 * offset) if self.is_complex_view else self.in_whole
 
     def refresh(self) -> None:
         """Bring it up to date with its parameters."""
@@ -113,14 +150,13 @@ class Weight:
     @cached_property
     def region(self) -> Region:
         """Where in the parameter it lies, whatever the order of its axes and however they are split or repeated."""
-        offset = int(self.tensor.storage_offset() - self.parameter.storage_offset())
         merged: list[tuple[int, int]] = []
         for stride, size in sorted((s, n) for s, n in zip(self.tensor.stride(), self.tensor.shape, strict=True) if n != 1 and s):
             if merged and stride == merged[-1][0] * merged[-1][1]:
                 merged[-1] = merged[-1][0], merged[-1][1] * size
             else:
                 merged.append((stride, size))
-        return offset, tuple(merged)
+        return self.in_whole.offset, tuple(merged)
 
 
 class Weights:
@@ -128,7 +164,7 @@ class Weights:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._by_id: dict[int, tuple[str, Tensor]] = {}
+        self._by_id: dict[int, tuple[str, Tensor]] = {}  # FSDP2 has two tensors of one name
         self._by_storage: dict[int, list[tuple[str, Tensor]]] = {}
         self._numbers: dict[str, int] = {}
         self._homes: dict[str, Tensor] = {}
@@ -146,11 +182,10 @@ class Weights:
             self._by_id[id(parameter)] = (name, parameter)
             if sharded.is_sharded(parameter):
                 self._homes.setdefault(name, parameter)
-            if not isinstance(parameter, UninitializedParameter):
-                self._store(name, parameter)
+            self._note_storage(name, parameter)
 
-    def _store(self, name: str, parameter: Tensor) -> None:
-        if key := storage_of(parameter):
+    def _note_storage(self, name: str, parameter: Tensor) -> None:
+        if not isinstance(parameter, UninitializedParameter) and (key := storage_of(parameter)):
             known = self._by_storage.setdefault(key, [])
             if all(parameter is not other for _, other in known):
                 known.append((name, parameter))
@@ -158,13 +193,15 @@ class Weights:
     def arrived(self, tensor: Tensor) -> None:
         """Note that a tensor of the model's, which was on the meta device, has memory."""
         if (owner := self._by_id.get(id(tensor))) is not None:
-            self._store(*owner)
+            self._note_storage(*owner)
 
     def find(self, tensor: object) -> Weight | None:
         """The weight that ``tensor`` is or shares memory with; None for anything else (data, activations, buffers)."""
         if not isinstance(tensor, Tensor):
             return None
         if (owner := self._by_id.get(id(tensor))) is not None:
+            if owner[0] in self._homes:  # its memory may be new
+                self._note_storage(*owner)
             return self._weight(*owner, tensor)
         if isinstance(tensor, nn.Parameter) and id(tensor) not in self._strangers:
             # Made during the forward (a lazy module's), or not the model's at all: look once.
@@ -172,14 +209,20 @@ class Weights:
             if (owner := self._by_id.get(id(tensor))) is not None:
                 return self._weight(*owner, tensor)
             self._strangers[id(tensor)] = tensor  # keeps it alive, and so its id its own
-        for name, parameter in self._by_storage.get(storage_of(tensor), ()):
-            if _within(tensor, parameter):
+        key = storage_of(tensor)
+        for name, parameter in self._by_storage.get(key, ()):
+            # FSDP2 frees the memory of its whole tensors, which may then be an activation's.
+            if storage_of(parameter) == key and _within(tensor, parameter):
                 return self._weight(name + region_label(parameter, tensor), parameter, tensor)
         return None
 
     def numbered(self, number: int) -> Weight:
         """The whole parameter of a number in the order of registration."""
-        return next(self._weight(name, p, p) for name, p in self._by_id.values() if self._numbers[name] == number)
+        name = next(name for name, other in self._numbers.items() if other == number)
+        parameter: Tensor = self._model.get_parameter(name)
+        if sharded.is_sharded(parameter):  # only its place counts
+            parameter = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+        return self._weight(name, parameter, parameter)
 
     def _weight(self, name: str, parameter: Tensor, tensor: Tensor) -> Weight:
         whole = parameter_name(name)
@@ -247,73 +290,8 @@ def region_label(parameter: Tensor, tensor: Tensor) -> str:
     return f"[{', '.join(spans)}]" if spans else ""
 
 
-class Covered:
-    """Which elements of the parameters have been used: a part may be scaled only if none of it was."""
-
-    def __init__(self) -> None:
-        self._regions: dict[int, set[Region]] = {}
-        self._masks: dict[int, Tensor] = {}
-
-    def __contains__(self, weight: Weight) -> bool:
-        """Whether any element of the weight was added before."""
-        return any(self._contains(root) for root in weight.roots())
-
-    def _contains(self, weight: Weight) -> bool:
-        seen = self._regions.get(id(weight.held), set())
-        if not seen or weight.region in seen:
-            return bool(seen)
-        near = [known for known in seen if _meet(known, weight.region)]
-        if any(_fills(known, weight.region) or _fills(weight.region, known) for known in near):
-            return True
-        return bool(near) and bool(self._view(weight).any())
-
-    def add(self, weight: Weight) -> None:
-        """Note all elements of the weight as used."""
-        for root in weight.roots():
-            self._add(root)
-
-    def _add(self, weight: Weight) -> None:
-        key = id(weight.held)
-        self._regions.setdefault(key, set()).add(weight.region)
-        if key in self._masks:
-            self._view(weight).fill_(True)
-
-    def _view(self, weight: Weight) -> Tensor:
-        """The weight's elements in a mask over its parameter, which is as large, so made only for regions that interlock.
-
-        On the CPU, so that reading it waits for no device.
-        """
-        key, p = id(weight.held), weight.parameter
-        if key not in self._masks:
-            extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
-            self._masks[key] = torch.zeros(extent, dtype=torch.bool)
-            for offset, axes in self._regions.get(key, ()):
-                self._masks[key].as_strided([n for _, n in axes], [s for s, _ in axes], offset).fill_(True)
-        offset, axes = weight.region
-        return self._masks[key].as_strided([n for _, n in axes], [s for s, _ in axes], offset)
-
-
-def _ends(region: Region) -> tuple[int, int]:
-    """Places of its first and last elements."""
-    offset, axes = region
-    return offset, offset + sum((size - 1) * stride for stride, size in axes)
-
-
-def _meet(a: Region, b: Region) -> bool:
-    """Whether the spans of two regions meet; their elements need not."""
-    (first, last), (start, stop) = _ends(a), _ends(b)
-    return first <= stop and start <= last
-
-
-def _fills(a: Region, b: Region) -> bool:
-    """Whether region a leaves no gap between its ends, and one end of b lies there: they have an element in common."""
-    first, last = _ends(a)
-    dense = math.prod(size for _, size in a[1]) == last - first + 1
-    return dense and any(first <= end <= last for end in _ends(b))
-
-
 def storage_of(tensor: Tensor) -> int:
-    """Address of the memory under a tensor; 0 where there is none to share (meta, sparse, empty, vmap's)."""
+    """Address of the memory under a tensor; 0 where there is none to share (meta, sparse, empty, vmap's, a wrapper's)."""
     if (
         is_lazy(tensor)
         or sharded.is_sharded(tensor)
@@ -322,7 +300,10 @@ def storage_of(tensor: Tensor) -> int:
         or is_wrapped(tensor)
     ):
         return 0
-    return tensor.untyped_storage().data_ptr()
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a wrapper around other tensors, such as those that are still being added up over processes
+        return 0
 
 
 def _within(part: Tensor, whole: Tensor) -> bool:

@@ -142,7 +142,7 @@ function curve(series, x, y, first, last) {
     }
     const place = clamp(y.place(value), y.top, y.bottom);
     path += `${pen}${at} ${place.toFixed(1)}`;
-    marks += `M${at} ${place.toFixed(1)}h0`;
+    marks += `M${at} ${place.toFixed(1)}h.01`; // on paper a line without length has no ends
     if (value === Infinity) edges += `M${at - 4} ${y.top + 3}l4 -6l4 6z`;
     if (value === 0 && y.place(0) === Infinity) edges += `M${at - 4} ${y.bottom - 6}l4 6l4 -6z`;
     pen = "L";

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -153,7 +154,7 @@ def _runs(heights: Sequence[int]) -> Iterator[tuple[int, Iterator[int]]]:
 
 
 def _data(columns: Sequence[Column], sources: Sources) -> dict[str, Any]:
-    targets = {record.target for record in sources.records}
+    targets = Counter(record.target for record in sources.records).most_common(1)
     by_key = {column.key: column for column in columns if column.key != DISTRIBUTION}
     quantities = (_of_sides(quantity, by_key, len(sources.sides)) for quantity in QUANTITIES)
     panels = (_drawn(panel, by_key, len(sources.sides)) for panel in PANELS)
@@ -164,7 +165,7 @@ def _data(columns: Sequence[Column], sources: Sources) -> dict[str, Any]:
         "healths": HEALTHS,
         "quantities": [quantity for quantity in quantities if any(quantity["keys"])],
         "panels": [panel for panel in panels if panel["series"]],
-        "target": targets.pop() if len(targets) == 1 else 1.0,
+        "target": targets[0][0] if targets else 1.0,
     }
 
 

@@ -50,13 +50,17 @@ function fillTip(i) {
   tip.replaceChildren(element("p", { class: "name" }, markOf(i), breakable(names[i])), element("p", { class: "place" }, place), figures(i, drawnQuantities));
 }
 
+// Beside what is pointed at; in a narrow window, where it would lie on it, at the end of the window that is farther away.
 function showTip(x, y) {
   if (state.cursor < 0) return;
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
+  const isNarrow = innerWidth < 2 * width;
   const right = x + 18 + width <= innerWidth - 8 ? x + 18 : x - 18 - width;
-  tip.style.left = `${clamp(right, 8, Math.max(8, innerWidth - width - 8))}px`;
-  tip.style.top = `${clamp(y + 18 + height <= innerHeight - 8 ? y + 18 : y - 18 - height, 8, Math.max(8, innerHeight - height - 8))}px`;
+  const below = y + 18 + height <= innerHeight - 8 ? y + 18 : y - 18 - height;
+  const [left, top] = isNarrow ? [(innerWidth - width) / 2, y < innerHeight / 2 ? innerHeight - height - 8 : 8] : [right, below];
+  tip.style.left = `${clamp(left, 8, Math.max(8, innerWidth - width - 8))}px`;
+  tip.style.top = `${clamp(top, 8, Math.max(8, innerHeight - height - 8))}px`;
 }
 
 function showTipAtCursor() {

@@ -42,6 +42,7 @@ def verdict_of_report(report: Report) -> Verdict:
     for record in report:
         by_status.setdefault(record.status, []).append(record)
     notes = [_note_of_status(status, records) for status, records in by_status.items() if records and _is_notable(status)]
+    notes += [*_notes_of_records(report), *_note_of_choice(report)]
     notes.sort(key=lambda note: list(HEALTHS).index(note.health))
     return Verdict(worst(map(health_of_record, report)), _sentence(report), tuple(notes))
 
@@ -80,6 +81,25 @@ def _note_of_status(status: str, records: list[Record]) -> Note:
     text = f"{_weights(len(records))}: {meaning}." if meaning else f"{_weights(len(records))}."
     health = health_of_record(records[0])
     return Note(health, status, tuple(record.name for record in records), text, _ADVICE.get(status, ""))
+
+
+def _notes_of_records(report: Report) -> list[Note]:
+    """What could not be done as it was asked for, once each."""
+    names: dict[str, list[str]] = {}
+    for record in report:
+        if record.note:
+            names.setdefault(record.note, []).append(record.name)
+    return [Note("unjudged", "note", tuple(found), f"{_weights(len(found))}: {text}.") for text, found in names.items()]
+
+
+def _note_of_choice(report: Report) -> list[Note]:
+    """What ``target_std="auto"`` chose, and what it chose from."""
+    if report.choice is None:
+        return []
+    chosen, *_ = str(report.choice).removeprefix("auto: ").splitlines()
+    tried = "; ".join(map(str, report.choice.trials))
+    head = () if report.choice.head is None else (report.choice.head,)
+    return [Note("unjudged", "auto", head, f"{chosen}.", f"Tried: {tried}.")]
 
 
 def verdict_of_signal(signal: Signal) -> Verdict:

@@ -1,0 +1,104 @@
+"""The work of ``goodinit init``, in its order: check what is asked for, initialize, save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import goodinit
+from goodinit.command import arguments
+from goodinit.command.inputs import Inputs
+from goodinit.command.preparation import Setup, running
+from goodinit.command.report_files import check_paths, need_signals, save_reports
+from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
+from goodinit.lsuv import lsuv_
+from goodinit.progress import busy
+from goodinit.propagation import measure
+from goodinit.report import Report
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for beyond a model and data, as words of the command line."""
+
+    skip: tuple[str, ...] = ()
+    target_std: tuple[str, ...] = ()
+    pre_init: str = "orthonormal"
+    out: Path | None = None
+    reports: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Initialized:
+    """What was done."""
+
+    setup: Setup
+    inputs: Inputs
+    report: Report
+    out: Path | None
+    size: int
+    """Of the file ``out``, in bytes."""
+    reports: tuple[Path, ...]
+
+    def show(self) -> None:
+        """Print it for people."""
+        self.report.show()
+        lines = [f"{self.setup.model} on {self.inputs.text}; seed {self.setup.seed}"]
+        if self.out is None:
+            lines.append("The weights were not saved: --out FILE.safetensors does that.")
+        else:
+            lines.append(
+                f"Saved {self.out} ({self.size:,} bytes); load it with safetensors.torch.load_model(model, {str(self.out)!r})"
+            )
+        print("\n".join([*lines, *(f"Saved {path}" for path in self.reports)]))  # noqa: T201 - its purpose
+
+    def as_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        return {
+            "goodinit": goodinit.__version__,
+            "model": self.setup.model,
+            "data": self.inputs.text,
+            "seed": self.setup.seed,
+            "ok": self.report.ok,
+            "out": None if self.out is None else str(self.out),
+            "reports": [str(path) for path in self.reports],
+            "report": json.loads(self.report.to_json()),
+        }
+
+
+def initialize(setup: Setup, wishes: Wishes) -> Initialized:
+    """Initialize a model and save it.
+
+    Raises:
+        GoodinitError: of many kinds; nothing was saved, and what was there before is as it was.
+    """
+    targets = arguments.targets(wishes.target_std)
+    pre_init = arguments.PRE_INITS[arguments.chosen("--pre-init", wishes.pre_init, arguments.PRE_INITS)]
+    check_paths(wishes.reports, wishes.out, setup.data, setup.weights)
+    if wishes.out is not None:
+        check_weights_path(wishes.out)
+    model, inputs = setup.prepare()
+    if wishes.out is not None:
+        check_saveable(model)
+    shown = need_signals(wishes.reports)
+    several = len(inputs.batches) > 1  # which show a bar of their own
+    with running(model, inputs), contextlib.nullcontext() if several else busy("goodinit: initializing"):
+        before = measure(model, inputs.batches[0]) if shown else None
+        report = lsuv_(
+            model,
+            inputs.data,
+            target_std=targets,
+            pre_init=pre_init,
+            skip=wishes.skip,
+            batches=len(inputs.batches),
+            generator=torch.Generator().manual_seed(setup.seed),
+        )
+        after = measure(model, inputs.batches[0]) if shown else None
+    size = 0 if wishes.out is None else save_weights(model, wishes.out)
+    save_reports(wishes.reports, setup.model, report=report, before=before, after=after)
+    return Initialized(setup, inputs, report, wishes.out, size, wishes.reports)

@@ -1,0 +1,379 @@
+"""Verdicts on networks that have the fault, and on those that have none."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from goodinit import init_, lsuv_, measure
+from goodinit.courses import Course
+from goodinit.errors import GoodinitWarning
+from goodinit.layer import Layer
+from goodinit.units import share
+from goodinit.verdict import findings_of, verdict_on
+from zoo import all_entries
+
+WIDTH = 64
+
+
+def data():
+    return torch.randn(128, WIDTH), torch.arange(128) % 10
+
+
+def mlp(depth, activation, seed=0, head=True):
+    torch.manual_seed(seed)
+    layers = [layer for _ in range(depth) for layer in (nn.Linear(WIDTH, WIDTH), activation())]
+    return nn.Sequential(*layers, *([nn.Linear(WIDTH, 10)] if head else []))
+
+
+def judged(model, **options):
+    """Kind -> finding, of a classification."""
+    return {finding.kind: finding for finding in measure(model, data(), F.cross_entropy, **options).findings}
+
+
+def with_lsuv(model, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GoodinitWarning)
+        lsuv_(model, data()[0], **options)
+    return model
+
+
+def scaled(model, std):
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+    return model
+
+
+# Networks that have a fault.
+
+
+def test_deep_tanh_from_the_default_initialization_collapses_and_lsuv_mends_it():
+    model = mlp(30, nn.Tanh)
+    found = judged(model)
+    assert list(found) == ["collapse", "gradient-vanishing"]
+    assert "The samples become alike from 16.weight on: of the std, what lies between samples is " in found["collapse"].text
+    assert "at 0.weight, " in found["collapse"].text
+    assert found["collapse"].layer == "16.weight"
+    assert "LSUV mends this: goodinit.lsuv_(model, data) sets the biases to 0" in found["collapse"].advice
+    assert found["gradient-vanishing"].layer == "0.weight"
+    assert "at 0.weight its norm is " in found["gradient-vanishing"].text
+    assert "of what it is at 60.weight" in found["gradient-vanishing"].text
+    assert found["gradient-vanishing"].advice.startswith("LSUV mends this")
+    assert judged(with_lsuv(model)) == {}
+
+
+def test_without_biases_the_signal_vanishes():
+    model = scaled(mlp(12, nn.Tanh), 0.05)
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.bias)
+    found = judged(model)["vanishing"]
+    assert found.layer in ("4.weight", "6.weight")
+    assert "a factor of 0.39 a layer" in found.text
+    assert "LSUV mends this: goodinit.lsuv_(model, data) gives every output the std 1." in found.advice
+    assert judged(with_lsuv(model)) == {}
+
+
+def test_large_weights_explode():
+    model = scaled(mlp(12, nn.ReLU), 1.0)
+    found = judged(model)
+    assert set(found) == {"exploding", "gradient-exploding"}
+    assert "The signal explodes from " in found["exploding"].text
+    assert ": std 8" in found["exploding"].text
+    assert "a factor of 5.6 a layer" in found["exploding"].text
+    assert "LSUV mends this" in found["exploding"].advice
+    assert "LSUV mends this" in found["gradient-exploding"].advice
+    assert judged(with_lsuv(model)) == {}
+
+
+def test_explosion_to_infinity_says_where_it_begins():
+    model = scaled(mlp(30, nn.ReLU), 20.0)
+    signal = measure(model, data(), F.cross_entropy)
+    broken = [layer.name for layer in signal if not layer.finite]
+    found = {finding.kind: finding for finding in signal.findings}
+    assert list(found) == ["non-finite", "exploding"]
+    assert found["non-finite"].layer == broken[0]
+    assert f"NaN or infinity from {broken[0]} on (linear, " in found["non-finite"].text
+    assert "The output before it, of " in found["non-finite"].text
+    assert "in float16 try bfloat16" in found["non-finite"].advice
+
+
+def test_a_sigmoid_stack_is_beyond_lsuv():
+    model = mlp(20, nn.Sigmoid)
+    for stage in (model, with_lsuv(model)):
+        found = judged(stage)
+        assert set(found) == {"collapse", "gradient-vanishing"}
+        for finding in found.values():
+            assert "LSUV cannot mend this: a sigmoid's slope is 1/4 at most" in finding.advice
+            assert "Take tanh or ReLU" in finding.advice
+
+
+def test_very_deep_tanh_at_std_1_has_gradients_that_grow_and_a_smaller_target_helps():
+    model = with_lsuv(mlp(120, nn.Tanh))
+    (found,) = judged(model).values()
+    assert found.kind == "gradient-exploding"
+    times = float(found.text.partition("its norm is ")[2].partition(" times")[0].replace(",", ""))
+    assert times > 1000
+    assert "goodinit.lsuv_(model, data, target_std=0.5)" in found.advice
+    assert judged(with_lsuv(model, target_std=0.5)) == {}
+
+
+def test_very_deep_relu_collapses_onto_a_line_and_lsuv_cannot_mend_it():
+    model = mlp(200, nn.ReLU)
+    before = judged(model)["collapse"]
+    assert "At 201 layers with relu part of it will stay." in before.advice
+    found = judged(with_lsuv(model))
+    assert list(found) == ["collapse", "dead"]
+    assert "The samples collapse onto a line: of its dimensions the output uses " in found["collapse"].text
+    assert "LSUV cannot mend this: the stds are as it leaves them." in found["collapse"].advice
+    assert "It comes with the collapse" in found["dead"].advice
+
+
+def test_large_tanh_saturates():
+    model = scaled(mlp(6, nn.Tanh), 1.0)
+    found = judged(model)["saturated"]
+    assert found.layer == "0.weight"
+    assert "where tanh is flat; half or more in 6 layers." in found.text
+    assert "(std 8" in found.text
+    assert "LSUV mends this" in found.advice
+    assert "saturated" not in judged(with_lsuv(model))
+
+
+def test_dead_units():
+    model = with_lsuv(mlp(4, nn.ReLU))
+    nn.init.constant_(model[2].bias, -3.0)
+    found = judged(model)["dead"]
+    assert found.layer == "2.weight"
+    assert "% of the units are dead after 2.weight (relu)" in found.text
+    assert "LSUV mends it where biases far below 0 are the cause" in found.advice
+    assert "dead" not in judged(with_lsuv(model))
+
+
+def test_a_loss_that_nothing_depends_on():
+    class Stuck(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp(4, nn.ReLU)
+
+        def forward(self, x):
+            return self.net(x) * 0
+
+    (found,) = measure(Stuck(), data(), F.cross_entropy).findings
+    assert (found.kind, found.text) == ("gradient-vanishing", "No gradient reaches any layer.")
+    assert "Does the loss depend on the output?" in found.advice
+
+
+def test_a_head_of_zeros_is_by_design():
+    model = mlp(6, nn.Tanh)
+    nn.init.zeros_(model[-1].weight)
+    assert judged(with_lsuv(model, skip="12")) == {}
+
+
+def test_a_loss_that_is_not_a_number():
+    found = measure(mlp(3, nn.Tanh), data()[0], lambda y: (y.sum() * 0 - 1).log()).findings[0]
+    assert found.kind == "non-finite"
+    assert "The loss is nan, while all outputs are finite." in found.text
+
+
+def test_a_gradient_that_is_not_a_number():
+    model = mlp(3, nn.Tanh)
+    (found,) = measure(model, data()[0], lambda y: ((y - y.detach()) ** 2).sum().sqrt()).findings
+    assert found.kind == "non-finite"
+    assert "The gradient holds NaN or infinity from 6.weight back to 0.weight; outputs and loss are finite." in found.text
+
+
+def test_size_of_updates():
+    model = with_lsuv(mlp(4, nn.Tanh))
+    assert judged(model) == judged(model, lr=0.05) == {}
+    large = judged(model, lr=30.0)["update-size"]
+    assert "At lr=30 the first step of SGD changes " in large.text
+    assert "0.1 % to 1 % is healthy" in large.text
+    suggested = float(large.advice.removeprefix("lr=").partition(" ")[0])
+    assert judged(model, lr=suggested) == {}
+    small = judged(model, lr=1e-5)["update-size"]
+    assert "At lr=1e-05 the first step of SGD changes the weights by " in small.text
+    assert small.advice.startswith("Take lr=")
+
+
+def test_nothing_measured_is_not_healthy():
+    signal = measure(nn.LayerNorm(4), torch.randn(2, 4))
+    (found,) = signal.findings
+    assert (found.kind, found.layer) == ("nothing-measured", "")
+    assert signal.verdict.startswith("Not healthy, 0 layers: nothing-measured.\n- No linear operator on a weight was reached")
+
+
+# Networks that have none.
+
+
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.GELU, nn.SELU, nn.SiLU, nn.LeakyReLU])
+@pytest.mark.parametrize("depth", [3, 12])
+def test_plain_networks_from_lsuv(activation, depth):
+    assert judged(with_lsuv(mlp(depth, activation))) == {}
+
+
+@pytest.mark.parametrize(("activation", "scheme"), [(nn.ReLU, "he"), (nn.Tanh, "glorot"), (nn.Tanh, "orthonormal")])
+def test_plain_networks_from_what_was_made_for_them(activation, scheme):
+    model = mlp(12, activation)
+    init_(model, scheme)
+    assert judged(model) == {}
+
+
+def test_shallow_networks_from_the_default_initialization():
+    assert judged(mlp(3, nn.ReLU)) == judged(mlp(5, nn.Tanh)) == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_layers(count):
+    assert measure(mlp(count - 1, nn.ReLU), data()[0]).healthy
+
+
+# Not healthy as they come: branches with gains of 0; a quantizer that passes nothing on before it is trained; an initializer_range
+# of 1e-10.
+NOT_HEALTHY = {"layer_scale", "EncodecModel", "BlipModel", "Blip2Model"}
+STOCK = [entry for entry in all_entries() if entry.name not in NOT_HEALTHY]
+
+
+def leaves(output):
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, dict):
+        for value in output.values():
+            yield from leaves(value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from leaves(value)
+
+
+def any_loss(output, _):
+    """A number that all of the output matters for, with gradients of no pattern."""
+    generator = torch.Generator().manual_seed(0)
+    real = [torch.view_as_real(t) if t.is_complex() else t for t in leaves(output) if t.requires_grad]
+    return sum(((t * torch.randn(t.shape, generator=generator)).mean() for t in real), torch.zeros((), requires_grad=True))
+
+
+def findings_on(entry, model):
+    batch = entry.data()
+    try:
+        signal = measure(model, batch, any_loss, forward=entry.run)
+    except RuntimeError:  # models that overwrite what a gradient would need, or write with out=
+        signal = measure(model, batch, forward=entry.run)
+    return [str(finding) for finding in signal.findings]
+
+
+def check(entry):
+    for package in entry.needs:
+        pytest.importorskip(package)
+    model = entry.build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert findings_on(entry, model) == []
+        lsuv_(model, entry.data(), forward=entry.run)
+        assert findings_on(entry, model) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("entry", STOCK, ids=lambda entry: entry.name)
+def test_no_false_alarms_on_the_zoo(entry):
+    check(entry)
+
+
+FEW = {
+    *("reversed", "attention", "transformer_encoder", "routed_experts", "checkpointed", "complex", "bfloat16", "weight_norm"),
+    *("lora", "shared", "convolutions", "lstm", "autocast", "tied", "timm-resnet10t", "GPT2LMHeadModel"),
+}
+
+
+@pytest.mark.parametrize("entry", [entry for entry in STOCK if entry.name in FEW], ids=lambda entry: entry.name)
+def test_no_false_alarms_on_some_of_the_zoo(entry):
+    check(entry)
+
+
+# The parts.
+
+
+def layers(stds, **fields):
+    return [
+        Layer(f"{i}.weight", "linear", (8, 8), 0.0, std, std, weight_norm=1.0, output_shape=(32, 8), **fields)
+        for i, std in enumerate(stds)
+    ]
+
+
+def kinds(found_in, **options):
+    return [finding.kind for finding in findings_of(found_in, **{"loss": None, "lr": None, **options})]
+
+
+def test_a_steady_fall_is_a_fault_and_an_odd_layer_is_none():
+    assert kinds(layers([0.5**i for i in range(16)])) == ["vanishing"]
+    assert kinds(layers([2.0**i for i in range(20)])) == ["exploding"]
+    odd = [1.0] * 16
+    odd[3], odd[7], odd[15] = 1e-9, 0.0, 1e-6
+    assert kinds(layers(odd)) == []
+    assert kinds(layers([1.0] * 8 + [1e-8] * 8)) == ["vanishing"]  # however: nothing comes back from this
+
+
+def test_a_jump_of_the_sample_std_is_by_design():
+    steady, jump = layers([1.0] * 12), layers([1.0] * 12)
+    steady = [dataclasses.replace(layer, sample_std=0.5**i) for i, layer in enumerate(steady)]
+    jump = [dataclasses.replace(layer, sample_std=1.0 if i < 6 else 1e-4) for i, layer in enumerate(jump)]
+    assert kinds(steady) == ["collapse"]
+    assert kinds(jump) == []
+    constant = [dataclasses.replace(layer, sample_std=1.0 if i < 6 else 0.0) for i, layer in enumerate(jump)]
+    assert kinds(constant) == ["collapse"]
+    one_sample = [dataclasses.replace(layer, output_shape=(1, 8)) for layer in steady]
+    assert kinds(one_sample) == []
+
+
+def test_gradients_may_grow_further_where_layers_are_normalized():
+    grown = [dataclasses.replace(layer, grad_std=0.6**i) for i, layer in enumerate(layers([1.0] * 20))]
+    assert kinds(grown) == ["gradient-exploding"]
+    assert kinds([dataclasses.replace(layer, normalized=True) for layer in grown]) == []
+    assert kinds(grown[::-1]) == ["gradient-vanishing"]
+
+
+def test_units_are_judged_where_there_are_enough_elements():
+    dead = layers([1.0] * 8, dead=0.9, channels=8, activation="relu")
+    assert kinds(dead) == ["dead"]
+    assert kinds([dataclasses.replace(layer, output_shape=(4, 8)) for layer in dead]) == []
+    half = [dataclasses.replace(layer, dead=0.6 if i == 2 else 0.0) for i, layer in enumerate(dead)]
+    assert kinds(half) == []
+
+
+def test_course():
+    course = Course.of(layers([4.0, 2.0, 1.0, 0.5, 0.25, 0.125]), lambda layer: layer.std)
+    assert (course.start, course.end, course.ratio) == (3.0, 0.1875, 0.0625)
+    assert course.steadiness() == -1
+    assert course.falls_in_steps()
+    assert course.first_below(0.2).name == "3.weight"
+    assert str(course) == "4 at 0.weight, 0.12 at 5.weight, a factor of 0.5 a layer"
+    up = Course.of(layers([1.0, 1.0, 30.0, 2.0]), lambda layer: layer.std)
+    assert 0 < up.steadiness() < 1
+    assert up.first_above(10).name == "2.weight"
+    assert not Course.of(layers([1.0, 1.0, 1e-5, 1e-5]), lambda layer: layer.std).falls_in_steps()
+    assert Course.of(layers([1.0, 1.0]), lambda layer: layer.std).steadiness() == 0
+    assert not Course.of(layers([1.0, 1.0]), lambda layer: None).values
+
+
+def test_verdict_in_one_sentence():
+    assert verdict_on((), 1) == "Healthy: no fault found in 1 layer."
+    found = findings_of(layers([0.5**i for i in range(16)]), loss=None, lr=None)
+    first, second = verdict_on(found, 16).splitlines()
+    assert first == "Not healthy, 16 layers: vanishing (4.weight)."
+    assert second == f"- {found[0]}"
+
+
+def test_shares():
+    assert [share(v) for v in (0.0, 1e-9, 0.0004, 0.025, 0.5, 1.0, 22.0)] == [
+        "0 %",
+        "1.0e-09",
+        "0.04 %",
+        "2.5 %",
+        "50 %",
+        "100 %",
+        "2200 %",
+    ]
