@@ -25,7 +25,7 @@ from typing import Any
 import networks
 import torch
 from rows import Row, Rows, last_run
-from table import Cells, aligned, verdict
+from table import Cells, table, verdict
 from timing import interleaved, median_ratio, ratios, timed
 from torch import nn
 

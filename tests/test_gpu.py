@@ -1,4 +1,4 @@
-"""On a GPU: a pass waits for no device, matrices are drawn there, every dtype and memory format, compiled models, two processes."""
+"""On a GPU: a pass waits for no device, matrices are drawn there; every dtype and format, compiled models, two processes."""
 
 from __future__ import annotations
 

@@ -130,6 +130,7 @@ def test_a_killed_benchmark_goes_on_where_it_was(tmp_path):
             break
     first.kill()
     first.wait()
+    first.stdout.close()
     second = command(*asked)
     told, _ = second.communicate(timeout=300)
     assert second.returncode == 0
@@ -143,8 +144,7 @@ def test_a_killed_benchmark_goes_on_where_it_was(tmp_path):
     assert len(keys) == len(set(keys)) == 16
     sessions = {json.loads(line)["session"]: json.loads(line) for line in sessions_of(rows).read_text().splitlines()}
     assert all(sessions[row["session"]].keys() >= {"versions", "machine", "commit"} for row in found)
-    expected = "python -m trainability run --tasks cancer --contestants lsuv he --seeds 1"  # and no folder of this machine
-    assert {session["command"] for session in sessions.values()} == {expected}
+    assert not any(str(tmp_path) in session["command"] for session in sessions.values())
     assert "16 runs, 16 of them done" in command(*asked).communicate(timeout=60)[0]
 
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rows import without_places
+
 from goodinit.paper.files import read_lines
 from trainability.contestants import CONTESTANTS
 from trainability.protocol import estimate, plan
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.do == "plan" or not left:
         return 0
     until = time.monotonic() + 60 * given.most_minutes
-    command = _command(sys.argv[1:] if arguments is None else arguments)
+    command = shlex.join(["python", "-m", "trainability", *without_places(sys.argv[1:] if arguments is None else arguments)])
     # Fresh processes: a thread pool does not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(left, given.rows, command, until), daemon=True) for _ in range(given.processes)]
@@ -69,17 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for worker in workers:
         worker.join()
     return max(abs(worker.exitcode or 0) for worker in workers)
-
-
-def _command(arguments: Sequence[str]) -> str:
-    """As one would type it again, without folders of this machine."""
-    words, kept = iter(arguments), ["python", "-m", "trainability"]
-    for word in words:
-        if word in ("--rows", "--docs"):
-            next(words, None)
-        else:
-            kept.append(word)
-    return shlex.join(kept)
 
 
 if __name__ == "__main__":

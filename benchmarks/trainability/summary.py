@@ -131,9 +131,9 @@ class Summary:
         return [task for task in TASKS.values() if len(self.compared(task)) > 1]
 
     def compared(self, task: Task) -> list[str]:
-        """The contestants that have all points that those of the core have in common."""
+        """The contestants that have all points that those of the core that leave the network as it is have in common."""
         have = {name: set(cell.points) for (t, name), cell in self.cells.items() if t == task.name}
-        core = [points for name, points in have.items() if CONTESTANTS[name].core] or list(have.values())
+        core = [p for name, p in have.items() if CONTESTANTS[name].core and not CONTESTANTS[name].variant] or list(have.values())
         wanted = set.intersection(*core) if core else set()
         return [name for name in CONTESTANTS if wanted and have.get(name, set()) >= wanted]
 
