@@ -18,6 +18,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def main() -> int:
 def processes() -> Iterator[list[Connection]]:
     """Two processes of one group, which do what they are told."""
     context = multiprocessing.get_context("spawn")
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]  # exported, if not by name
     pipes, running = [], []
     for rank in range(2):
         ours, theirs = context.Pipe()
@@ -89,7 +90,7 @@ def processes() -> Iterator[list[Connection]]:
 def serve(rank: int, port: int, pipe: Connection) -> None:
     """In a process: prepare what is asked for, then run it, until there is nothing more to do."""
     torch.set_num_threads(1)
-    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=False)
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=False)  # type: ignore[attr-defined]  # exported, if not by name
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     prepared: dict[str, Any] = {}
     while (told := pipe.recv()) is not None:
@@ -157,9 +158,9 @@ def measure(name: str, pipes: Sequence[Connection], rows: Rows, repeats: int, bu
 
     for contestant in results:  # once for what is loaded at first use
         contest(contestant)
-    seconds = interleaved({contestant: lambda own=contestant: contest(own) for contestant in results}, repeats, budget)
+    seconds = interleaved({contestant: partial(contest, contestant) for contestant in results}, repeats, budget)
     for contestant, taken in seconds.items():
-        compared = {
+        compared: dict[str, Any] = {
             "ratio": median_ratio(taken, seconds[_ALONE]),
             "ratios": ratios(taken, seconds[_ALONE]),
             "ratio_to_apart": median_ratio(taken, seconds[_APART]),
