@@ -110,7 +110,7 @@ def test_a_sigmoid_stack_is_beyond_lsuv():
         found = judged(stage)
         assert set(found) == {"collapse", "gradient-vanishing"}
         for finding in found.values():
-            assert "LSUV cannot mend this: a sigmoid's slope is 1/4 at most" in finding.advice
+            assert "LSUV as in the paper cannot mend this: a sigmoid's slope is 1/4 at most" in finding.advice
             assert "Take tanh or ReLU" in finding.advice
 
 
