@@ -233,8 +233,8 @@ def test_few_layers(count):
     assert measure(mlp(count - 1, nn.ReLU), data()[0]).healthy
 
 
-# Not healthy as they come: branches with gains of 0; a quantizer that passes nothing on before it is trained; an initializer_range
-# of 1e-10.
+# Not healthy as they come: branches with gains of 0; a quantizer that passes nothing on before it is trained; initializer_range
+# is 1e-10.
 NOT_HEALTHY = {"layer_scale", "EncodecModel", "BlipModel", "Blip2Model"}
 STOCK = [entry for entry in all_entries() if entry.name not in NOT_HEALTHY]
 
