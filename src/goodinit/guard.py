@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -172,16 +172,29 @@ def _global(device: torch.device) -> torch.Generator:
 
 
 @contextmanager
-def gradients_aside(model: nn.Module) -> Iterator[None]:
-    """Parameters have no gradients inside; afterwards they have those of before, untouched and never copied."""
-    grads = [(p, p.grad) for p in model.parameters()]
+def gradients_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Leaves have no gradients inside; afterwards they have those of before, untouched and never copied."""
+    grads = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
     try:
-        for parameter, _ in grads:
-            parameter.grad = None
+        for tensor, _ in grads:
+            tensor.grad = None
         yield
     finally:
-        for parameter, grad in grads:
-            parameter.grad = grad
+        for tensor, grad in grads:
+            tensor.grad = grad
+
+
+@contextmanager
+def without_hooks(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """What was to run when a gradient is complete (an optimizer's step, maybe) does not."""
+    kept = [(hooks, dict(hooks)) for p in parameters if (hooks := p._post_accumulate_grad_hooks)]
+    try:
+        for hooks, _ in kept:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.update(before)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, 
     return args, {**kwargs, name: value}
 
 
-def _unchecked(function: Any) -> FunctionType:
+def unchecked(function: Any) -> FunctionType:
     """A copy of a Python function of torch's that does not ask whether it is overridden.
 
     While a mode is active that question is answered by calling the mode again, so that the original
@@ -105,7 +105,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             bound = dict(zip(_MULTI_HEAD, args, strict=False)) | kwargs
             self.weights.stack(bound["in_proj_weight"], rows=bound["embed_dim_to_check"])
             with self:
-                return _unchecked(F.multi_head_attention_forward)(*args, **kwargs)
+                return unchecked(F.multi_head_attention_forward)(*args, **kwargs)
         if func in _EMBEDDINGS:
             self.weights.read_by_embedding(kwargs["weight"] if "weight" in kwargs else args[1])
         if func in RECURRENT:

@@ -22,6 +22,8 @@ class Objective:
     function: Callable[..., Any]
     targets: int
     """How many items of a batch it is given."""
+    optional: bool = False
+    """Whether it may do without: what a builtin takes cannot be asked."""
 
     @classmethod
     def checked(cls, loss: Loss) -> Objective | None:
@@ -39,7 +41,8 @@ class Objective:
                 "loss must be a function of the model's output, or of output and target (torch.nn.functional.cross_entropy), or "
                 f'"output" for a model that returns its loss; got {loss!r}'
             )
-        return cls(loss, _required(loss) - 1)
+        required = _required(loss)
+        return cls(loss, 1, optional=True) if required is None else cls(loss, required - 1)
 
     def of(self, output: Any, call: Call) -> Tensor:
         """The loss of an output.
@@ -50,7 +53,7 @@ class Objective:
             Exception: whatever the function raises, with a note on what it was given.
         """
         targets = call.rest[: self.targets]
-        if len(targets) < self.targets:
+        if len(targets) < self.targets and not self.optional:
             raise DataError(
                 f"the loss takes the output and {self.targets} more, the batch has {len(targets)} more than the model takes "
                 f"({call}); pass the target with it: measure(model, (x, y), loss=…), or a loss of the output alone"
@@ -92,12 +95,12 @@ def _scalar(value: Any) -> Tensor:
     return value.reshape(())
 
 
-def _required(loss: Callable[..., Any]) -> int:
-    """How many positional arguments it must be given; two (output, target) where that cannot be known."""
+def _required(loss: Callable[..., Any]) -> int | None:
+    """How many positional arguments it must be given, one at least; None where that cannot be known."""
     try:
         parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
     except (TypeError, ValueError):
-        return 2
+        return None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return max(1, sum(p.default is p.empty for p in positional))
 

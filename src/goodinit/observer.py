@@ -5,7 +5,7 @@ Nothing that the model computes is changed, no activation is kept, and no device
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goodinit import sharded
+from goodinit import guard, sharded
 from goodinit.activations import NON_LINEARITIES, NORMALIZATIONS, Trail, input_of
+from goodinit.intercept import unchecked
 from goodinit.layer import Layer
 from goodinit.operation import Operation
 from goodinit.operators import Function
@@ -33,12 +34,14 @@ class Observer:
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
         self._forward = True
+        self._ran_without_grad = False
 
     # The way forward.
 
     def __call__(self, operation: Operation) -> Tensor:
         """The operator's output."""
         self.current = operation
+        self._ran_without_grad |= not torch.is_grad_enabled()
         output = operation.output()
         with torch.no_grad(), _full_precision(output):
             fresh = self._measure(operation, output) if self._forward else []
@@ -75,13 +78,24 @@ class Observer:
         self._forward = False
         roots = (root.parameter for trace in self.traces.values() for root in trace.weight.roots())
         leaves = {id(p): p for p in (*parameters, *roots) if p.requires_grad and p.is_leaf}
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        gradients = dict(zip(leaves, found, strict=True))
+        gradients = dict(zip(leaves, self._differentiate(loss, list(leaves.values())), strict=True))
         for trace in self.traces.values():
             weight = trace.weight
             if weight.divisible and id(weight.parameter) in gradients:
                 gradient = gradients[id(weight.parameter)]
                 trace.weight_grads = [] if gradient is None else norms(_part_of(gradient, weight))
+
+    def _differentiate(self, loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """The gradients, taken with operators intercepted: a checkpoint runs its part of the forward again."""
+        if not self._ran_without_grad:
+            found: Sequence[Tensor | None] = unchecked(torch.autograd.grad)(loss, leaves, allow_unused=True)
+            return found
+        with guard.without_hooks(leaves):  # checkpoints of the reentrant kind refuse autograd.grad
+            unchecked(torch.autograd.backward)(loss)
+            found = [leaf.grad for leaf in leaves]
+            for leaf in leaves:
+                leaf.grad = None
+            return found
 
     def _await_gradient(self, operation: Operation, output: Tensor) -> None:
         """At the first use of a weight, or where a checkpoint runs it again: only then has the output a gradient."""

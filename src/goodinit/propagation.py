@@ -71,7 +71,11 @@ def measure(
         raise OptionError(f"lr must be a positive number; got {lr!r}")
     objective = Objective.checked(loss)
     observer = Observer()
-    with guard.Randomness(None).preserved(model), guard.gradients_aside(model), guard.restored(model, attributes=True):
+    with (
+        guard.Randomness(None).preserved(model),
+        guard.gradients_aside(model.parameters()),
+        guard.restored(model, attributes=True),
+    ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
             value = _run(model, call, objective, observer)
@@ -83,7 +87,8 @@ def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Ob
     """The pass; gives the loss."""
     sharded.reshard(model)
     try:
-        with guard.without_reduction(model), intercept(model, observer, watch=observer.watch):
+        inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
+        with inputs, guard.without_reduction(model), intercept(model, observer, watch=observer.watch):
             with _explained(observer, call):
                 output = call(model)
             if objective is None:

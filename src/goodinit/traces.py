@@ -67,7 +67,7 @@ def channel_axis(operation: Operation, z: Tensor) -> int | None:
         return None
     w, layout = operation.weight.tensor, operation.layout
     if operation.kind.startswith("conv"):
-        return max(1, z.dim() - w.dim() + 1)
+        return z.dim() - w.dim() + 1 or None  # without an axis of samples the channels are taken for them
     rows = math.prod(w.shape[axis] for axis in layout.rows)
     last = z.dim() - 1
     return next((axis for axis in (last, last - 1) if axis > 0 and z.shape[axis] == rows), last)
