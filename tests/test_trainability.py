@@ -21,7 +21,7 @@ sys.path.insert(0, str(BENCHMARKS))  # before the imports below, which the whole
 from trainability import sets  # noqa: E402
 from trainability.contestants import CONTESTANTS  # noqa: E402
 from trainability.page import page  # noqa: E402
-from trainability.protocol import Run, fingerprint, plan  # noqa: E402
+from trainability.protocol import GRID, Run, count, fingerprint, grid, pairs, repeats  # noqa: E402
 from trainability.runner import Done, sessions_of  # noqa: E402
 from trainability.summary import Summary, average_ranks, compared_with, critical_difference  # noqa: E402
 from trainability.tasks import TASKS, batches  # noqa: E402
@@ -100,17 +100,50 @@ def test_the_solution_of_poissons_equation_has_no_residual():
     assert net(sets.collocation().x)[:, 1].abs().max() < 1e-5
 
 
-def test_the_plan_has_every_run_once_and_the_same_points_for_all():
-    runs = list(plan())
-    assert len({r.key for r in runs}) == len(runs)
+def test_the_grid_has_every_run_once_and_the_same_points_for_all():
+    runs = list(grid(pairs()))
+    assert len({r.key for r in runs}) == len(runs) == 8 * len(pairs())
+    assert {r.seed for r in runs} == {0}
     for task in TASKS.values():
         points = {
-            name: {(r.seed, r.optimizer, r.lr) for r in runs if (r.task, r.contestant) == (task.name, name)}
+            name: {(r.optimizer, r.lr) for r in runs if (r.task, r.contestant) == (task.name, name)}
             for name in CONTESTANTS
             if CONTESTANTS[name].applies(task)
         }
         assert len({frozenset(p) for p in points.values()}) == 1
     assert len(TASKS) >= 14
+    assert sorted(pairs(core=True) + pairs(core=False), key=str) == sorted(pairs(), key=str)
+
+
+def whole_grid(task, contestant, errors):
+    """Rows of the first seed; ``errors``: of the points in GRID's order."""
+    points = [(optimizer, lr) for optimizer, lrs in GRID.items() for lr in lrs]
+    return [made(task, contestant, e, optimizer=o, lr=lr) for (o, lr), e in zip(points, errors, strict=True)]
+
+
+def test_other_seeds_see_the_best_point_of_each_solver():
+    wanted = pairs(["cancer"], ["he"])
+    rows = whole_grid("cancer", "he", (0.5, 0.3, 0.3, 0.9, 0.9, 0.8, 0.7, 0.1))
+    assert not list(repeats(wanted, rows[:-1]))  # a point of the grid is missing
+    assert [(r.seed, r.optimizer, r.lr) for r in repeats(wanted, rows)] == [
+        *((1, "adamw", 0.01), (1, "sgd", 0.003), (2, "adamw", 0.01), (2, "sgd", 0.003))
+    ]  # of equals the smaller rate
+    broken = [{**rows[-1], "status": "diverged"}, *rows[:-1]]  # a diverged run is no best point, wherever it was before
+    assert [(r.optimizer, r.lr) for r in repeats(wanted, broken, seeds=2)] == [("adamw", 0.002), ("sgd", 0.003)]
+    assert count(wanted) == 8 + 4
+
+
+def test_errors_are_means_over_the_seeds_at_the_point_that_the_first_chose():
+    rows = [
+        *whole_grid("cancer", "he", (0.5, 0.3, 0.4, 0.9, 0.9, 0.8, 0.7, 0.1)),
+        *whole_grid("cancer", "default", (0.6,) * 8),
+        made("cancer", "he", 0.7, seed=1, optimizer="adamw", lr=0.01),
+        made("cancer", "he", 0.2, seed=1, lr=0.003),
+    ]
+    assert Summary(rows).standings["cancer"][0].error == 0.1  # the other has one seed only, so both are judged by one
+    rows += [made("cancer", "default", 0.6, seed=1, optimizer=o, lr=lr) for o, lr in (("adamw", 0.0001), ("sgd", 0.0005))]
+    he = Summary(rows).standings["cancer"][0]
+    assert (he.contestant, he.point, he.error) == ("he", ("sgd", 0.003), pytest.approx(0.25))  # adamw: (0.1 + 0.7) / 2
 
 
 def command(*arguments, **options):

@@ -14,7 +14,7 @@ from rows import without_places
 
 from goodinit.paper.files import read_lines
 from trainability.contestants import CONTESTANTS
-from trainability.protocol import estimate, plan
+from trainability.protocol import Run, estimate, grid, pairs, repeats
 from trainability.runner import finished, work
 from trainability.tasks import TASKS
 
@@ -49,7 +49,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         write_pages(given.rows, given.docs)
         return 0
-    runs = list(plan(given.tasks, given.contestants, seeds=given.seeds, points=given.points, quick=given.quick))
+    if given.do == "plan":
+        for core in (True, False):
+            tell(given, stage(given, core=core))
+        return 0
+    until = time.monotonic() + 60 * given.most_minutes
+    for core in (True, False):  # the core contestants first, whole: rows of an unfinished benchmark say most
+        for _ in ("the grid", "the repeats of its best points"):
+            left = tell(given, stage(given, core=core))
+            if not left or time.monotonic() > until:
+                break
+            if status := run(given, left, until, sys.argv[1:] if arguments is None else arguments):
+                return status
+    return 0
+
+
+def stage(given: argparse.Namespace, *, core: bool) -> list[Run]:
+    """Of the core contestants, or the others: the grid, then as far as rows tell them the repeats of its best points."""
+    wanted = pairs(given.tasks, given.contestants, core=None if given.quick and given.contestants else core, quick=given.quick)
+    if given.quick:
+        return list(grid(wanted, quick=True)) if core else []
+    rows = [row for row in read_lines(given.rows) if finished([row])]
+    return [*grid(wanted, points=given.points), *repeats(wanted, rows, seeds=given.seeds)]
+
+
+def tell(given: argparse.Namespace, runs: Sequence[Run]) -> list[Run]:
+    """The runs that have no row yet; how many there are is printed, and how long they take."""
+    if not runs:
+        return []
     rows = read_lines(given.rows)
     done = finished(rows)
     left = [run for run in runs if run.key not in done]
@@ -59,10 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{given.processes} cores for the rest" + (f" ({guessed} runs without a row of their task to go by)" if guessed else ""),
         flush=True,
     )
-    if given.do == "plan" or not left:
-        return 0
-    until = time.monotonic() + 60 * given.most_minutes
-    command = shlex.join(["python", "-m", "trainability", *without_places(sys.argv[1:] if arguments is None else arguments)])
+    return left
+
+
+def run(given: argparse.Namespace, left: Sequence[Run], until: float, words: Sequence[str]) -> int:
+    """Run them in processes of their own; the worst exit status."""
+    command = shlex.join(["python", "-m", "trainability", *without_places(words)])
     # Fresh processes: a thread pool does not survive a fork.
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(left, given.rows, command, until), daemon=True) for _ in range(given.processes)]

@@ -11,7 +11,7 @@ from typing import Any
 from goodinit.files import write_whole
 from goodinit.paper.files import read_lines
 from trainability.contestants import CONTESTANTS
-from trainability.protocol import GRID, SEEDS, plan
+from trainability.protocol import GRID, SEEDS, count, grid, pairs, repeats
 from trainability.runner import sessions_of
 from trainability.summary import (
     TIE,
@@ -78,30 +78,35 @@ _AUTO = (
 )
 _AUTO += "or layers of another kind)."
 _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
-_SHARE = "Percent of the compared points of the grid (learning rates of both solvers, seeds) whose error came under the task's "
-_SHARE += "threshold at some time: how forgiving an initialization is of the choice of a learning rate."
+_SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
+_SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
 _STEPS = (
-    "At the learning rate and solver that end best, mean over seeds; bold: the least of the unassisted. Classifiers: share of "
+    "At the learning rate that ends best with the first seed, and the better solver, mean over seeds; bold: the least of the "
+    "unassisted. Classifiers: share of "
 )
 _STEPS += "errors; regressions: share of the variance left; text: nats a letter."
 _TIME = "After the time that half of the steps take, the initialization's included, at the best learning rate."
 
 
 def _coverage(summary: Summary) -> str:
-    wanted = {run.key for run in plan()}
-    have = runs_in(summary.rows) & wanted
-    seeds = sorted({row["seed"] for row in summary.rows})
-    line = f"**Coverage: {len(have):,} of the {len(wanted):,} runs of the plan** ({len(have) / len(wanted):.1%}), "
-    line += f"{len(seeds)} of {SEEDS} seeds, {len(summary.tasks)} of {len(TASKS)} tasks with two contestants or more."
-    if len(have) == len(wanted):
+    planned = pairs()
+    whole = count(planned)
+    have = runs_in(summary.rows) & {run.key for run in (*grid(planned), *repeats(planned, summary.rows))}
+    seeds = [len(summary.seeds(task)) for task in summary.tasks] or [0]
+    line = f"**Coverage: {len(have):,} of the {whole:,} runs of the plan** ({len(have) / whole:.1%}), "
+    line += f"{len(summary.tasks)} of {len(TASKS)} tasks with two contestants or more, {_from_to(seeds)} of {SEEDS} seeds a task."
+    if len(have) == whole:
         return line
-    points = {task.name: len(summary.points(task)) for task in summary.tasks}
-    least, most = (min(points.values()), max(points.values())) if points else (0, 0)
+    points = [len(summary.points(task)) for task in summary.tasks] or [0]
     return (
-        f"{line} What follows compares contestants at the points of the grid that all of them have, {least} to {most} of "
-        f"{sum(map(len, GRID.values()))} a task, and leaves out the contestants that lack some; with so few points and seeds the "
-        "order of neighbours means little. `make bench-trainability` goes on where it was."
+        f"{line} What follows compares contestants at the points of the grid that all of them have, {_from_to(points)} of "
+        f"{sum(map(len, GRID.values()))} a task, and leaves out the contestants that lack some; the fewer points and seeds, the "
+        "less the order of neighbours means. `make bench-trainability` goes on where it was."
     )
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    return str(min(numbers)) if len(set(numbers)) == 1 else f"{min(numbers)} to {max(numbers)}"
 
 
 def _ranks(summary: Summary) -> str:
@@ -211,9 +216,9 @@ def _options(summary: Summary) -> str:
         have = [name for name in names if (task.name, name) in summary.cells]
         if len(have) < 3:
             continue
-        points = sorted(set.intersection(*(set(summary.cells[task.name, n].points) for n in have)))
-        if points:
-            errors = {n: summary.cells[task.name, n].at_end(points)[1] for n in have}
+        if points := summary.points(task, have):
+            seeds = summary.seeds(task, have)
+            errors = {n: summary.cells[task.name, n].at_end(points, seeds)[1] for n in have}
             least = min(errors.values())
             cells = [("**%s**" if errors[n] == least else "%s") % _three(errors[n]) if n in errors else "·" for n in names]
             lines.append([f"{task.name} ({len(points)})", *cells])
@@ -276,7 +281,8 @@ def _protocol(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Protocol\n\n"
         f"Every contestant gets the same batches, steps and grid of learning rates ({grid}; SGD with momentum 0.9; no schedule, "
-        f"no weight decay but AdamW's own), {SEEDS} seeds. Nothing is stopped early; a run that fails or diverges is a row and "
+        "no weight decay but AdamW's own). The grid is run with one seed, and the best point of each solver with "
+        f"{SEEDS - 1} more: errors are means over the seeds. Nothing is stopped early; a run that fails or diverges is a row and "
         f"counts as untrained: here {failed} initializations failed and {broken} runs diverged. The learning rate is chosen by "
         "the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
         f"Seconds are processor seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"

@@ -1,8 +1,13 @@
-"""The protocol: the same grid of learning rates, steps and seeds for every contestant; and the order of the runs."""
+"""The protocol: the same grid of learning rates, steps and seeds for every contestant; and the order of the runs.
+
+The grid is run with one seed. What ends best there, of each solver, is run with the others: that is what a person does who has a
+budget, and it leaves the budget for more tasks and contestants than a grid of every seed would.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +18,7 @@ from trainability.tasks import TASKS, Task
 GRID: dict[str, tuple[float, ...]] = {"sgd": (0.0005, 0.003, 0.02, 0.1), "adamw": (0.0001, 0.0005, 0.002, 0.01)}
 """SGD has the momentum 0.9."""
 SEEDS = 3
+"""The first of them sees the whole grid."""
 # Points of the grid in the order in which they are run, so that rows of an unfinished benchmark say most.
 _ORDER = (
     *(("adamw", 0.0005), ("sgd", 0.003), ("adamw", 0.002), ("sgd", 0.02)),
@@ -38,26 +44,63 @@ class Run:
         return "/".join(map(str, asdict(self).values()))
 
 
-def plan(
-    tasks: Sequence[str] = (),
-    contestants: Sequence[str] = (),
-    *,
-    seeds: int = SEEDS,
-    points: int | None = None,
-    quick: bool = False,
-) -> Iterator[Run]:
-    """All runs: seed by seed, the core contestants first, point by point (the first ``points``), quick tasks first."""
+Point = tuple[str, float]
+"""Optimizer and learning rate."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+def pairs(
+    tasks: Sequence[str] = (), contestants: Sequence[str] = (), *, core: bool | None = None, quick: bool = False
+) -> list[tuple[Task, Contestant]]:
+    """Every task with every contestant that applies to it, quick tasks first; ``core``: only those of the core, or the others."""
     ours: Iterable[Contestant] = [CONTESTANTS[name] for name in contestants] or CONTESTANTS.values()
     chosen: Iterable[Task] = [TASKS[name] for name in tasks or (QUICK_TASKS if quick else ())] or TASKS.values()
-    ours, chosen = list(ours), sorted(chosen, key=lambda task: task.name not in QUICK_TASKS)
-    for seed in range(1 if quick else seeds):
-        for core in (True, False) if not quick else (True,):
-            for optimizer, lr in QUICK_GRID if quick else _ORDER[:points]:
-                for task in chosen:
-                    for contestant in ours:
-                        wanted = contestant.core is core or (quick and contestants)
-                        if wanted and contestant.applies(task):
-                            yield Run(task.name, contestant.name, seed, optimizer, lr)
+    ordered = sorted(chosen, key=lambda task: task.name not in QUICK_TASKS)
+    return [(task, c) for task in ordered for c in ours if core in (None, c.core) and c.applies(task)]
+
+
+def grid(pairs: Sequence[tuple[Task, Contestant]], *, points: int | None = None, quick: bool = False) -> Iterator[Run]:
+    """Every point (the first ``points``) with the first seed, point by point."""
+    for optimizer, lr in QUICK_GRID if quick else _ORDER[:points]:
+        for task, contestant in pairs:
+            yield Run(task.name, contestant.name, 0, optimizer, lr)
+
+
+def repeats(pairs: Sequence[tuple[Task, Contestant]], rows: Rows, *, seeds: int = SEEDS) -> Iterator[Run]:
+    """The other seeds at the best points of every pair whose grid has been run."""
+    by: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["seed"] == 0:
+            by.setdefault((row["task"], row["contestant"]), []).append(row)
+    for seed in range(1, seeds):
+        for task, contestant in pairs:
+            found = by.get((task.name, contestant.name), ())
+            if {(row["optimizer"], row["lr"]) for row in found} >= set(_ORDER):
+                for optimizer, lr in best_points(found):
+                    yield Run(task.name, contestant.name, seed, optimizer, lr)
+
+
+def best_points(rows: Iterable[Mapping[str, Any]]) -> list[Point]:
+    """Of each solver, the point that ends with the least error, by rows of one task, contestant and seed; of equals the first."""
+    best: dict[str, tuple[float, float]] = {}
+    for row in sorted(rows, key=lambda row: (row["optimizer"], row["lr"])):
+        error = final_error(row)
+        if row["optimizer"] not in best or error < best[row["optimizer"]][0]:
+            best[row["optimizer"]] = (error, row["lr"])
+    return [(optimizer, lr) for optimizer, (_, lr) in best.items()]
+
+
+def final_error(row: Mapping[str, Any]) -> float:
+    """On the test after the last step; infinite of a run that failed."""
+    if row["status"] in ("diverged", "init-failed"):
+        return math.inf
+    error = row["checkpoints"][-1][3]
+    return math.inf if error is None else float(error)
+
+
+def count(pairs: Sequence[tuple[Task, Contestant]]) -> int:
+    """How many runs the whole plan has."""
+    return len(pairs) * (len(_ORDER) + (SEEDS - 1) * len(GRID))
 
 
 def fingerprint(run: Run) -> str:

@@ -12,13 +12,11 @@ from itertools import pairwise
 from typing import Any
 
 from trainability.contestants import CONTESTANTS
-from trainability.protocol import Run
+from trainability.protocol import Point, Run, best_points
 from trainability.runner import finished
 from trainability.tasks import TASKS, Task
 
 Row = Mapping[str, Any]
-Point = tuple[str, float]
-"""Optimizer and learning rate."""
 _DRAWS = 2000
 # Errors nearer than this share of the error of knowing nothing are a tie.
 TIE = 0.02
@@ -41,31 +39,40 @@ class Cell:
         return points
 
     @property
-    def share(self) -> float:
-        """Of the runs that train at all."""
-        trained = [row for row in self.rows if row["status"] == "trained"]
-        return len(trained) / len(self.rows)
+    def grid(self) -> set[Point]:
+        """Points that were run with the first seed."""
+        return {point for point, rows in self.points.items() if 0 in rows}
 
-    def at_end(self, points: Iterable[Point]) -> tuple[Point, float]:
-        """The point with the smallest error after all steps, mean over seeds, and this error."""
-        return self._least(points, lambda row: _number(row["checkpoints"][-1][3], self.untaught))
+    def chosen(self, points: Iterable[Point]) -> list[Point]:
+        """Of each solver, the best of these points by the first seed."""
+        return best_points(self.points[point][0] for point in points)
 
-    def best(self, points: Iterable[Point]) -> float:
+    def seeds(self, points: Iterable[Point]) -> set[int]:
+        """With which all the chosen ones of these points were run."""
+        return set.intersection(*(set(self.points[point]) for point in self.chosen(points)))
+
+    def at_end(self, points: Iterable[Point], seeds: Iterable[int]) -> tuple[Point, float]:
+        """The chosen point with the smaller error after all steps, mean over seeds, and this error."""
+        return self._least(points, seeds, lambda row: _number(row["checkpoints"][-1][3], self.untaught))
+
+    def best(self, points: Iterable[Point], seeds: Iterable[int]) -> float:
         """The smallest error on the way."""
-        return self._least(points, lambda row: min(_number(c[3], self.untaught) for c in row["checkpoints"]))[1]
+        return self._least(points, seeds, lambda row: min(_number(c[3], self.untaught) for c in row["checkpoints"]))[1]
 
-    def at_time(self, points: Iterable[Point], seconds: float) -> float:
+    def at_time(self, points: Iterable[Point], seeds: Iterable[int], seconds: float) -> float:
         """The smallest error after so many seconds, initialization included."""
-        return self._least(points, lambda row: _error_at(row, seconds, self.untaught))[1]
+        return self._least(points, seeds, lambda row: _error_at(row, seconds, self.untaught))[1]
 
-    def _least(self, points: Iterable[Point], error: Callable[[Row], float]) -> tuple[Point, float]:
+    def _least(self, points: Iterable[Point], seeds: Iterable[int], error: Callable[[Row], float]) -> tuple[Point, float]:
+        seeds = list(seeds)
+
         def mean(point: Point) -> float:
             return statistics.mean(
                 self.untaught if row["status"] in ("diverged", "init-failed") else error(row)
-                for row in self.points[point].values()
+                for row in (self.points[point][seed] for seed in seeds)
             )
 
-        values = {point: mean(point) for point in points}
+        values = {point: mean(point) for point in self.chosen(points)}
         least = min(values, key=lambda point: values[point])
         return least, values[least]
 
@@ -96,7 +103,7 @@ def _error_at(row: Row, seconds: float, untaught: float) -> float:
 
 @dataclass(frozen=True)
 class Standing:
-    """One contestant on one task, at the points of the grid that all compared contestants have."""
+    """One contestant on one task, by the points of the grid and the seeds that all compared contestants have."""
 
     task: Task
     contestant: str
@@ -132,15 +139,21 @@ class Summary:
 
     def compared(self, task: Task) -> list[str]:
         """The contestants that have all points that those of the core that leave the network as it is have in common."""
-        have = {name: set(cell.points) for (t, name), cell in self.cells.items() if t == task.name}
+        have = {name: cell.grid for (t, name), cell in self.cells.items() if t == task.name}
         core = [p for name, p in have.items() if CONTESTANTS[name].core and not CONTESTANTS[name].variant] or list(have.values())
         wanted = set.intersection(*core) if core else set()
         return [name for name in CONTESTANTS if wanted and have.get(name, set()) >= wanted]
 
-    def points(self, task: Task) -> list[Point]:
-        """That all compared contestants have."""
-        sets = [set(self.cells[task.name, name].points) for name in self.compared(task)]
+    def points(self, task: Task, names: Sequence[str] = ()) -> list[Point]:
+        """Of the grid, what all compared contestants have, or those named."""
+        sets = [self.cells[task.name, name].grid for name in names or self.compared(task)]
         return sorted(set.intersection(*sets)) if sets else []
+
+    def seeds(self, task: Task, names: Sequence[str] = ()) -> list[int]:
+        """With which all of them were run at the best of these points."""
+        names = names or self.compared(task)
+        points = self.points(task, names)
+        return sorted(set.intersection(*(self.cells[task.name, name].seeds(points) for name in names)))
 
     @cached_property
     def standings(self) -> dict[str, list[Standing]]:
@@ -149,13 +162,13 @@ class Summary:
 
     def _of(self, task: Task) -> list[Standing]:
         points, names = self.points(task), self.compared(task)
-        limit = self.time_limit(task)
+        seeds, limit = self.seeds(task), self.time_limit(task)
         found = []
         for name in names:
             cell = self.cells[task.name, name]
-            point, error = cell.at_end(points)
-            common = [row for p in points for row in cell.points[p].values()]
-            best = cell.best(points)
+            point, error = cell.at_end(points, seeds)
+            common = [cell.points[p][0] for p in points]
+            best = cell.best(points, seeds)
             found.append(
                 Standing(
                     task,
@@ -163,7 +176,7 @@ class Summary:
                     point,
                     error,
                     best,
-                    cell.at_time(points, limit),
+                    cell.at_time(points, seeds, limit),
                     sum(row["status"] == "trained" for row in common) / len(common),
                     cell.init_seconds(),
                     cell.step_seconds(),
