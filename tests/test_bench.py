@@ -181,3 +181,25 @@ def test_the_figures_of_scale_are_made_from_the_committed_rows():
     shown = (BENCHMARKS / "results" / "scale.md").read_text()
     assert done.stdout == shown, "run `python benchmarks/scale_table.py`"
     assert "billion parameters" in shown
+
+
+def test_the_table_of_the_readme_is_made_from_the_committed_rows(module):
+    headline = module("headline")
+    readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    rows = module("rows").last_run(BENCHMARKS / "results" / "bench_lsuv.jsonl")
+    assert headline.replaced(readme, headline.headline(rows)) == readme
+    faster = [{**row, "median_seconds": 0.5 * row["median_seconds"]} if row["median_seconds"] else row for row in rows]
+    assert headline.replaced(readme, headline.headline(faster)) != readme
+
+
+def test_the_headline_says_what_became_of_a_peer(module):
+    found = module("headline")._found
+    row = {"seconds_at_least": None, "status": "crashed: it", "median_seconds": None, "forward_passes": None}
+    assert found(row) == "crashed"
+    assert found({**row, "seconds_at_least": 43.4}) == "> 43 s"
+    assert (
+        found({**row, "median_seconds": 0.5, "forward_passes": 1, "std_min": 1.0, "std_max": 1.001}) == "0.50 s, 1 pass, std 1.00"
+    )
+    assert found({**row, "median_seconds": 9, "forward_passes": 2, "std_min": 0.5, "std_max": "inf"}) == (
+        "9.00 s, 2 passes, std 0.50 to inf"
+    )
