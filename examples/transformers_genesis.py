@@ -33,7 +33,7 @@ class LettersConfig(PretrainedConfig):
 
 
 class Letters(PreTrainedModel):
-    """After Bengio et al. (2003). No normalization, no shortcuts; ``post_init`` draws weights as transformers does, of std 0.02."""
+    """After Bengio et al. (2003). No normalization, no shortcuts; ``post_init`` draws weights as transformers does: std 0.02."""
 
     config_class = LettersConfig
 
@@ -44,7 +44,7 @@ class Letters(PreTrainedModel):
         hidden = [layer for _ in range(config.num_layers - 2) for layer in (nn.Linear(width, width), nn.Tanh())]
         self.body = nn.Sequential(nn.Linear(BEFORE * 16, width), nn.Tanh(), *hidden)
         self.head = nn.Linear(width, config.vocab_size)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]  # transformers is typed in part
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """(n, 16) letters, and those that come next."""
