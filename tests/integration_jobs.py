@@ -80,10 +80,9 @@ def accelerated(rank, *, sharded=False, with_lsuv=True, **prepared_with):
         plain = net()
         model, optimizer, loader = accelerator.prepare(plain, torch.optim.SGD(plain.parameters(), lr=0.0), loader)
         report = None
+        torch.manual_seed(2 + rank)  # random numbers of its own in each process
         if with_lsuv:
-            torch.manual_seed(2 + rank)  # random numbers of its own in each process
             report = lsuv_(accelerator, model, loader, batches=len(loader), tol=1e-5, generator=seeded())
-        torch.manual_seed(3 + rank)
         steps = []
         for _ in range(2):
             for x, y in loader:

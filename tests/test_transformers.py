@@ -59,20 +59,25 @@ def test_a_trainer_begins_with_it_and_init_weights_does_not_undo_it(tmp_path, ca
     model.eval()(**jobs.Sentences().all())
     assert list(outputs.values()) == pytest.approx([1, 1, 0.5], abs=0.02)
     after = jobs.whole(model)
-    model.init_weights()
+    init_weights_of_all(model)
     assert unchanged(model, after)
+
+
+def init_weights_of_all(model):
+    """Also of the modules that transformers remembers to have initialized when it made the model."""
+    model.apply(lambda module: setattr(module, "_is_hf_initialized", False))
+    model.init_weights()
 
 
 def test_without_marks_init_weights_does_undo_it():
     """Or the test above would show nothing."""
     model, x = classifier(), jobs.Sentences().all()
     weights = jobs.as_one_would(model, x)
-    model.apply(lambda module: setattr(module, "_is_hf_initialized", False))
-    model.init_weights()
+    init_weights_of_all(model)
     assert not unchanged(model, weights)
     weights = jobs.as_one_would(model, x)
     mark_initialized(model)
-    model.init_weights()
+    init_weights_of_all(model)
     assert unchanged(model, weights)
 
 
