@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from typing import Self  # of Python 3.11
 
 _IMPORTED = ["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "goodinit"]
-_LIMIT = 60.0  # seconds that a test waits for an answer
 
 
 class Failure(NamedTuple):
@@ -37,10 +36,13 @@ class Failure(NamedTuple):
 class Processes:
     """So many, until the end of a ``with``."""
 
-    def __init__(self, size: int, *, timeout: float = 30.0, backend: str = "gloo", first_keeps_store: bool = False) -> None:
-        """``timeout``: of the process group, in seconds. ``first_keeps_store``: the first process does, not this one in the place
-        of torchrun's agent.
+    def __init__(
+        self, size: int, *, timeout: float = 30.0, limit: float = 60.0, backend: str = "gloo", first_keeps_store: bool = False
+    ) -> None:
+        """``timeout``: of the process group, in seconds; ``limit``: how many a test waits for an answer. ``first_keeps_store``:
+        the first process does, not this one in the place of torchrun's agent.
         """
+        self._limit = limit
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_IMPORTED)
         store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -73,7 +75,7 @@ class Processes:
 
     def outcomes(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What ``function(rank, *args)`` returns in each process, or a `Failure`."""
-        end = time.monotonic() + _LIMIT
+        end = time.monotonic() + self._limit
         for pipe in self._pipes:
             with contextlib.suppress(BrokenPipeError):  # it died before
                 pipe.send((function, args))

@@ -73,7 +73,19 @@ def test_a_signal(tmp_path):
         assert scalars[f"goodinit/std/{layer.name}"] == [(7, pytest.approx(layer.std))]
         assert scalars[f"goodinit/sample_std/{layer.name}"] == [(7, pytest.approx(layer.sample_std))]
     assert "goodinit/loss" not in scalars
+    assert not [tag for tag in scalars if "grad" in tag or "update" in tag]
     assert signal.verdict in texts["goodinit/table/text_summary"]
+
+
+def test_gradients_of_a_signal(tmp_path):
+    x, y = torch.randn(256, 6), torch.randint(4, (256,))
+    for lr, folder in ((None, "usual"), (0.5, "given")):
+        signal = measure(mlp(6, 20, 4), (x, y), loss=nn.functional.cross_entropy, lr=lr)
+        scalars, _, _ = written(tmp_path / folder, signal)
+        for layer in signal:
+            assert scalars[f"goodinit/grad_norm/{layer.name}"] == [(0, pytest.approx(layer.grad_norm))]
+            expected = layer.relative_update(0.01 if lr is None else lr)
+            assert scalars[f"goodinit/relative_update/{layer.name}"] == [(0, pytest.approx(expected))]
 
 
 def test_outputs_of_a_signal(tmp_path):

@@ -32,7 +32,8 @@ def to_tensorboard(
     """Write what `goodinit.lsuv_`, `goodinit.init_` or `goodinit.measure` returned.
 
     Under ``{tag}/table`` the whole table as text. Under ``{tag}/{quantity}/{weight}`` a scalar for every number: of a report the
-    std before and after and the factor; of a signal whatever was measured, so that calls at several steps make curves. Of a
+    std before and after and the factor; of a signal whatever was measured, the fields and properties of `goodinit.signals.Layer`,
+    so that calls at several steps make curves (``relative_update`` for the learning rate that was measured for, or 0.01). Of a
     signal also the histogram of every output, and with ``model`` that of every weight.
 
     Args:
@@ -60,8 +61,9 @@ def to_tensorboard(
     if model is not None:
         _weights(result, writer, step, tag, model)
     writer.add_text(f"{tag}/table", _markdown(result), step)
+    lr = result.lr if isinstance(result, Signal) else None
     for part in result:
-        for quantity, value in _numbers(part):
+        for quantity, value in _numbers(part, lr):
             writer.add_scalar(f"{tag}/{quantity}/{part.name}", value, step)
         if isinstance(part, Layer):
             _output(part, writer, step, tag)
@@ -81,12 +83,14 @@ def _weights(result: Report | Signal, writer: Any, step: int, tag: str, model: n
             writer.add_histogram(f"{tag}/weight/{name}", parameters[name].detach().float().cpu(), step)
 
 
-def _numbers(part: Record | Layer) -> Iterator[tuple[str, float]]:
-    """What was measured, in alphabetical order."""
+def _numbers(part: Record | Layer, lr: float | None) -> Iterator[tuple[str, float]]:
+    """What was measured and what follows from it, in alphabetical order."""
     if isinstance(part, Record):
         found: dict[str, Any] = {"std_before": part.std_before, "std_after": part.std_after, "factor": part.factor}
     else:
         found = {field.name: getattr(part, field.name) for field in fields(part)}
+        update = part.relative_update() if lr is None else part.relative_update(lr)
+        found.update(dimensions=part.dimensions, grad_norm=part.grad_norm, relative_update=update)
     yield from ((name, value) for name, value in sorted(found.items()) if isinstance(value, float))
 
 
