@@ -16,7 +16,8 @@ _PAIRS = (("forward", "measure"), ("forward and backward", "measure, loss"))
 
 def markdown(rows: Sequence[Row]) -> str:
     """All that a run found."""
-    parts = [header("bench_measure", rows)]
+    runs = {row["run"]: [other for other in rows if other["run"] == row["run"]] for row in rows}
+    parts = [header("bench_measure", own) for own in runs.values()]
     for section, render in (("time", _times), ("memory", _memory)):
         if own := [row for row in rows if row["section"] == section]:
             parts.append(render(own))
