@@ -49,7 +49,7 @@ Action = Callable[[], Any]
 def main() -> int:
     options = _options()
     if options.table:
-        text = markdown(last_run(options.table, by_section=True))
+        text = markdown(last_run(options.table, by=["section", "name"]))
         print(text)
         options.table.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
         return 0
