@@ -16,8 +16,7 @@ _PAIRS = (("forward", "measure"), ("forward and backward", "measure, loss"))
 
 def markdown(rows: Sequence[Row]) -> str:
     """All that a run found."""
-    runs = {row["run"]: [other for other in rows if other["run"] == row["run"]] for row in rows}
-    parts = [header("bench_measure", own) for own in runs.values()]
+    parts = [_header(rows)]
     for section, render in (("time", _times), ("memory", _memory)):
         if own := [row for row in rows if row["section"] == section]:
             parts.append(render(own))
@@ -26,6 +25,18 @@ def markdown(rows: Sequence[Row]) -> str:
     wrong = [f"- {row['name']} {row['contestant']}: {check}" for row in rows for check in row["failed_checks"]]
     parts.append("### Wrong results\n\n" + ("\n".join(wrong) or "None: every std was that of the output."))
     return "\n\n".join(parts)
+
+
+def _header(rows: Sequence[Row]) -> str:
+    """Of the first run, and by what the others differ from it."""
+    first, *others = [[row for row in rows if row["run"] == run] for run in dict.fromkeys(row["run"] for row in rows)]
+    lines = [header("bench_measure", first)]
+    for own in others:
+        loads, commit = [row["load"] for row in own], own[0]["commit"] + (" with changes" if own[0]["dirty"] else "")
+        lines.append(
+            f"- run {own[0]['run']}: `{own[0]['command']}`, commit {commit}; load {min(loads)} to {max(loads)}, this run included"
+        )
+    return "\n".join(lines)
 
 
 def _times(rows: Sequence[Row]) -> str:
