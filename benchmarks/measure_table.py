@@ -44,7 +44,7 @@ def _times(rows: Sequence[Row]) -> str:
     for name, by in grouped(rows):
         cells = [f"{by[plain]['median_seconds']:.3g}" for plain, _ in _PAIRS]
         found = [f"{by[own]['ratio']:.2f} ({min(by[own]['ratios']):.2f} to {max(by[own]['ratios']):.2f})" for _, own in _PAIRS]
-        each = f"{1000 * by['forward']['median_seconds'] / by['measure']['weights']:.2g}"
+        each = f"{1000 * by['forward']['median_seconds'] / by['measure']['weights']:.3g}"
         lines.append((name, str(by["measure"]["weights"]), each, cells[0], found[0], cells[1], found[1], str(by["measure"]["n"])))
     head = (
         *("net", "weights", "forward, ms a weight", "forward, s", "measure, times that"),

@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.plots import (
@@ -260,13 +262,14 @@ def test_gradients_and_updates():
     assert lines(ax)["before"][1] == pytest.approx([0.05, 0.005, 0.0005])
     assert ax.get_ylabel() == "relative update at lr=0.1"
     (band,) = [patch for patch in ax.patches if patch.get_label() == "healthy: 0.1 % to 1 %"]
+    assert isinstance(band, Rectangle)
     assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.001, 0.01))
     assert plot_updates(after)[1].get_ylabel() == "relative update at lr=0.5"
 
 
 def test_ridges_have_the_width_of_the_signal_and_stay_few():
     _, ax = plot_ridges(signal(2, 0.1))
-    widths = [max(line.get_xdata()) - min(line.get_xdata()) for line in ax.get_lines()]
+    widths = [float(np.ptp(np.asarray(line.get_xdata()))) for line in ax.get_lines()]
     assert widths == pytest.approx([6, 0.6])
     _, many = plot_ridges(signal(500, 1.0))
     assert len(many.get_lines()) == len(many.get_yticks()) <= 20

@@ -623,7 +623,12 @@ def test_no_activation_is_kept_alive():
 def test_nothing_small_is_left_where_an_output_was(monkeypatch):
     """Small tensors there would keep the next output from fitting in, and the process would grow by one a layer."""
     kept: list[Trace] = []
-    monkeypatch.setattr(observer, "layers_of", lambda traces: kept.extend(traces) or ())
+
+    def keep(traces):
+        kept.extend(traces)
+        return ()
+
+    monkeypatch.setattr(observer, "layers_of", keep)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(20)))
     measure(model, torch.randn(40, 64), lambda y: y.square().mean())
     assert len(kept) == 20
