@@ -1,9 +1,9 @@
 """What goodinit.measure costs: time and memory against a plain forward, and with a loss against a plain forward and backward.
 
-    python benchmarks/bench_measure.py                                # about five minutes on a free core
-    python benchmarks/bench_measure.py --clock cpu                    # where other things use the cores
+    python benchmarks/bench_measure.py                                # about fifteen minutes on a free core
+    python benchmarks/bench_measure.py --sections time --clock cpu    # where other things use the cores
     python benchmarks/bench_measure.py --device cuda
-    python benchmarks/bench_measure.py --table benchmarks/results/bench_measure.jsonl   # the table of the last run, as Markdown
+    python benchmarks/bench_measure.py --table benchmarks/results/bench_measure.jsonl   # the table of the last runs, as Markdown
 
 Contestants take turns; ratios are medians of the ratios within each round. Peaks of memory are of fresh processes: resident
 memory, on a GPU what torch has allocated. Targets: 1.3 times the time and 1.1 times the memory, where layers do real work;
@@ -49,7 +49,7 @@ Action = Callable[[], Any]
 def main() -> int:
     options = _options()
     if options.table:
-        text = markdown(last_run(options.table))
+        text = markdown(last_run(options.table, by=["section", "name"]))
         print(text)
         options.table.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
         return 0
@@ -59,8 +59,8 @@ def main() -> int:
     CLOCK.name = options.clock
     rows = Rows(options.out, options.seed, quick=options.quick)
     for net in _nets(options):
-        times(net, rows, options)
-        peaks(net, rows, options)
+        for section in options.sections:
+            _SECTIONS[section](net, rows, options)
     print(markdown(rows.made))
     print("\n".join(rows.failed), file=sys.stderr)
     return int(bool(rows.failed))
@@ -77,10 +77,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", default=1, type=int, help="times as many samples, for a GPU")
     parser.add_argument("--seed", default=0, type=int)
     parser.add_argument("--nets", default=_NETS)
+    parser.add_argument("--sections", nargs="+", choices=_SECTIONS, default=list(_SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small networks: a test of the benchmark, no figures")
     parser.add_argument("--out", default=_OUT, type=Path, help="file that raw rows are appended to")
     parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last run, write it beside FILE"
+        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last runs, write it beside FILE"
     )
     parser.add_argument("--peak", metavar="CONTESTANT", help="of one network: do one thing and print the peak of memory")
     return parser.parse_args()
@@ -214,6 +215,8 @@ def _print_peak(options: argparse.Namespace) -> int:
     print(json.dumps({"baseline": baseline, "peak": peak}))
     return 0
 
+
+_SECTIONS: dict[str, Callable[[Net, Rows, argparse.Namespace], None]] = {"time": times, "memory": peaks}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ _PAIRS = (("forward", "measure"), ("forward and backward", "measure, loss"))
 
 def markdown(rows: Sequence[Row]) -> str:
     """All that a run found."""
-    parts = [header("bench_measure", rows)]
+    parts = [_header(rows)]
     for section, render in (("time", _times), ("memory", _memory)):
         if own := [row for row in rows if row["section"] == section]:
             parts.append(render(own))
@@ -27,12 +27,24 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n\n".join(parts)
 
 
+def _header(rows: Sequence[Row]) -> str:
+    """Of the first run, and by what the others differ from it."""
+    first, *others = [[row for row in rows if row["run"] == run] for run in dict.fromkeys(row["run"] for row in rows)]
+    lines = [header("bench_measure", first)]
+    for own in others:
+        loads, commit = [row["load"] for row in own], own[0]["commit"] + (" with changes" if own[0]["dirty"] else "")
+        lines.append(
+            f"- run {own[0]['run']}: `{own[0]['command']}`, commit {commit}; load {min(loads)} to {max(loads)}, this run included"
+        )
+    return "\n".join(lines)
+
+
 def _times(rows: Sequence[Row]) -> str:
     lines = []
     for name, by in grouped(rows):
         cells = [f"{by[plain]['median_seconds']:.3g}" for plain, _ in _PAIRS]
         found = [f"{by[own]['ratio']:.2f} ({min(by[own]['ratios']):.2f} to {max(by[own]['ratios']):.2f})" for _, own in _PAIRS]
-        each = f"{1000 * by['forward']['median_seconds'] / by['measure']['weights']:.2g}"
+        each = f"{1000 * by['forward']['median_seconds'] / by['measure']['weights']:.3g}"
         lines.append((name, str(by["measure"]["weights"]), each, cells[0], found[0], cells[1], found[1], str(by["measure"]["n"])))
     head = (
         *("net", "weights", "forward, ms a weight", "forward, s", "measure, times that"),

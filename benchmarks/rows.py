@@ -81,11 +81,11 @@ def without_places(arguments: Sequence[str]) -> list[str]:
     return [places.get(before, word) for before, word in zip(["", *arguments], arguments, strict=False)]
 
 
-def last_run(path: Path, *, by_section: bool = False) -> list[Row]:
-    """The rows of the last run in a file, in their order; ``by_section``: of the last one of every section."""
+def last_run(path: Path, *, by: Sequence[str] = ()) -> list[Row]:
+    """The rows of the last run in a file, in their order; ``by``: of the last one of every section or name."""
     rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    last = {row["section"] if by_section else "": row["run"] for row in rows}
-    return [row for row in rows if row["run"] == last[row["section"] if by_section else ""]]
+    last = {tuple(row[key] for key in by): row["run"] for row in rows}
+    return [row for row in rows if row["run"] == last[tuple(row[key] for key in by)]]
 
 
 def _finite(value: Any) -> Any:

@@ -40,7 +40,7 @@ def _rows(name: str) -> list[Row]:
     path = _RESULTS / f"{name}.jsonl"
     if not path.exists():
         return []
-    return last_run(path, by_section=True)
+    return last_run(path, by=["section"])
 
 
 def _speed(rows: Sequence[Row]) -> str:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -203,3 +204,34 @@ def test_the_headline_says_what_became_of_a_peer(module):
     assert found({**row, "median_seconds": 9, "forward_passes": 2, "std_min": 0.5, "std_max": "inf"}) == (
         "9.00 s, 2 passes, std 0.50 to inf"
     )
+
+
+def test_what_measuring_costs(tmp_path, module):
+    out = tmp_path / "rows.jsonl"
+    rows, done = rows_of("bench_measure.py", out, "--quick", "--nets", "mlp-wide", "--repeats", 1, "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    kinds = ("forward", "forward and backward", "measure", "measure, loss")
+    assert sorted((r["section"], r["contestant"]) for r in rows) == [(s, kind) for s in ("memory", "time") for kind in kinds]
+    ratios = [r["ratio"] for r in rows if r["contestant"].startswith("measure")]
+    assert len(ratios) == 4
+    assert all(ratio > 0.5 for ratio in ratios)
+    assert not any(row["failed_checks"] for row in rows)
+    full = [{**row, "quick": False, "ratio": 1.4} if "ratio" in row else {**row, "quick": False} for row in rows]
+    text = module("measure_table").markdown(full)
+    assert text.count("at most 1.40 (mlp-wide)") == text.count("NOT MET") == 4
+
+
+def test_measured_stds_are_checked(module):
+    wrong = module("bench_measure")._wrong
+    signal = [SimpleNamespace(name="a.weight", std=1.0), SimpleNamespace(name="b.weight", std=2.0)]
+    assert wrong(signal, {"a": 1.0, "b": 2.00001}) == []
+    assert wrong(signal, {"a": 1.0, "b": 2.001}) == ["std of b is 2.0, not 2.001"]
+    assert wrong(signal, {"c": 1.0}) == ["no std could be checked"]
+
+
+def test_the_figures_of_measuring_are_made_from_the_committed_rows(module):
+    rows = module("rows").last_run(BENCHMARKS / "results" / "bench_measure.jsonl", by=["section", "name"])
+    shown = (BENCHMARKS / "results" / "bench_measure.md").read_text()
+    assert module("measure_table").markdown(rows) + "\n" == shown, "run `python benchmarks/bench_measure.py --table FILE`"
+    assert "NOT MET" not in shown
+    assert not any(row["dirty"] for row in rows)

@@ -98,6 +98,8 @@ def test_pages_and_pictures(project):
     ("arguments", "code", "message"),
     [
         (["nett:Net", *NOISE], 2, r"there is no module 'nett' .*\(did you mean 'net'\?\)"),
+        (["net:make_model", *NOISE], 2, "net:make_model needs width and depth: add --arg width=… --arg depth=…"),
+        (["net:Net", "--data", "nan.npz"], 1, r"nan.npz: 1 of the 486 values of 'x', shape \(2, 3, 9, 9\), are NaN or infinity"),
         (["net:Net", *NOISE, "--loss", "cross-entropie"], 2, r"--loss must be .* \(did you mean 'cross-entropy'\?\)"),
         (["net:Net", *NOISE, "--loss", "cross-entropy"], 1, "--loss cross-entropy needs labels, and the data holds none"),
         (["net:Net", *NOISE, "--loss", "output"], 2, "the loss must be one number"),
@@ -111,10 +113,31 @@ def test_pages_and_pictures(project):
     ],
 )  # fmt: skip
 def test_bad_input_is_one_message_and_an_exit_code(project, arguments, code, message):
-    np.savez("far.npz", x=np.zeros((2, 3, 9, 9)), y=np.array([0, 77]))
+    x = np.zeros((2, 3, 9, 9))
+    np.savez("far.npz", x=x, y=np.array([0, 77]))
+    x[0, 0, 0, 0] = np.inf
+    np.savez("nan.npz", x=x)
     Path("batch.pkl").touch()
     said = refused(code, "inspect", *arguments)
     assert re.search(message, said), said
+
+
+def test_a_full_disk_leaves_nothing_half_written(project):
+    """A process whose files may not grow beyond a size: what a full disk does to a write, done by the kernel."""
+    Path("s.html").write_bytes(b"old")
+    before = sorted(project.rglob("*"))
+    code = (
+        "import resource, sys; sys.dont_write_bytecode = True; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n"
+        "from goodinit.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", "net:Net", *NOISE, "--report", "s.html"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(rf"goodinit: cannot save s.html in '{project}': File too large; [\d,]+ bytes\n", done.stderr)
+    assert Path("s.html").read_bytes() == b"old"
+    assert sorted(project.rglob("*")) == before
 
 
 def test_the_command_as_it_is_installed(project):

@@ -410,3 +410,28 @@ def test_a_thousand_layers(opened):
     assert len(shown_names(page)) == 4
     page.get_by_label("Filter by health").select_option("fault")
     assert shown_names(page) == ["net.blocks.125.query.weight"]
+
+
+def laid_out(page):
+    return page.locator("#table tbody tr").evaluate_all("rows => rows.filter(row => row.offsetParent).length")
+
+
+def test_of_a_thousand_rows_only_those_near_are_laid_out(opened):
+    page = opened("thousand")
+    assert laid_out(page) == 100
+    page.locator(".scroll").evaluate("place => place.scrollTop = place.scrollHeight")
+    expect(page.locator("#table tbody tr").nth(150)).to_be_visible()
+    assert laid_out(page) == 200
+    page.get_by_role("button", name="std before").click()
+    assert laid_out(page) == 100
+    page.locator("#table tbody button").first.focus()
+    page.keyboard.press("End")
+    assert page.evaluate("document.activeElement.innerText") == "net.blocks.0.query.weight"
+    expect(page.locator("#table tbody tr").last).to_be_visible()
+    page.emulate_media(media="print")
+    assert laid_out(page) == 1000
+    page.emulate_media(media="screen")
+    page.get_by_label("Filter by words").fill("value")
+    assert page.locator("#table tbody tr:not([hidden]):not(.later)").count() == 100
+    page.get_by_label("Filter by words").fill("blocks.125.")
+    assert laid_out(page) == 4

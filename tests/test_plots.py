@@ -8,18 +8,25 @@ import subprocess
 import sys
 
 import matplotlib as mpl
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.plots import (
+    COLOURS,
     check_picture_path,
     picture_formats,
+    plot_gradients,
+    plot_ridges,
+    plot_signal,
     plot_stds,
+    plot_updates,
     short_name,
     spread,
 )
-from goodinit.propagation import Layer
+from goodinit.propagation import Layer, Signal
 from goodinit.training_plots import demo_figure, plot_losses, running_mean
 
 
@@ -227,3 +234,67 @@ def test_spread(count, most):
     assert len(chosen) == min(count, most)
     assert chosen == sorted(set(chosen))
     assert not chosen or (chosen[0], chosen[-1]) == (0, count - 1)
+
+
+# Signals.
+
+
+def signal(count, base=0.9, **fields):
+    """A std, a gradient and a histogram that shrink with every layer."""
+    return Signal(
+        tuple(
+            Layer(
+                f"body.{i}.weight", "linear", (4, 3), 0.0, base**i, 0.5 * base**i, weight_norm=2.0, weight_grad_norm=base**i,
+                grad_std=base**i, output_shape=(1, 4), histogram=(0, 1, 4, 1),
+            )
+            for i in range(count)
+        ),
+        **fields,
+    )  # fmt: skip
+
+
+def test_gradients_and_updates():
+    before, after = signal(3, 0.1, loss=1.0), signal(3, 1.0, loss=1.0, lr=0.5)
+    _, ax = plot_gradients(before, after)
+    assert lines(ax)["before"][1] == pytest.approx([2, 0.2, 0.02])
+    assert lines(ax)["after"][1] == pytest.approx([2, 2, 2])
+    _, ax = plot_updates(before, after, lr=0.1)
+    assert lines(ax)["before"][1] == pytest.approx([0.05, 0.005, 0.0005])
+    assert ax.get_ylabel() == "relative update at lr=0.1"
+    (band,) = [patch for patch in ax.patches if patch.get_label() == "healthy: 0.1 % to 1 %"]
+    assert isinstance(band, Rectangle)
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.001, 0.01))
+    assert plot_updates(after)[1].get_ylabel() == "relative update at lr=0.5"
+
+
+def test_ridges_have_the_width_of_the_signal_and_stay_few():
+    _, ax = plot_ridges(signal(2, 0.1))
+    widths = [float(np.ptp(np.asarray(line.get_xdata()))) for line in ax.get_lines()]
+    assert widths == pytest.approx([6, 0.6])
+    _, many = plot_ridges(signal(500, 1.0))
+    assert len(many.get_lines()) == len(many.get_yticks()) <= 20
+    assert [many.get_yticklabels()[i].get_text() for i in (0, -1)] == ["body.0", "body.499"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", None])
+@pytest.mark.parametrize("count", [5, 500])
+def test_a_signal_in_one_figure(count, theme):
+    figure, axes = plot_signal(signal(count, loss=1.0), signal(count, 1.0, loss=1.0), theme=theme)
+    draw(figure)
+    assert len(axes) == 4
+    for ax in (axes[0], axes[2], axes[3]):
+        named = [label for label in ax.get_xticklabels() if label.get_text()]
+        assert 5 <= len(named) <= 20
+        boxes = [label.get_window_extent() for label in named]
+        assert all(a.x0 < b.x0 for a, b in zip(boxes, boxes[1:], strict=False))
+    ground = sum(mpl.colors.to_rgb(figure.get_facecolor()))
+    assert ground < 1 if theme == "dark" else ground > 2
+    assert len(set(COLOURS)) == len(COLOURS)
+
+
+def test_a_signal_without_a_loss_has_no_panels_of_gradients():
+    bare = Signal(tuple(Layer(f"{i}", "linear", (4, 3), 0.0, 1.0, 1.0, histogram=(1, 2)) for i in range(3)))
+    figure, axes = plot_signal(bare)
+    draw(figure)
+    assert len(axes) == 2
+    assert figure.get_suptitle() == "Healthy: no fault found in 3 layers."

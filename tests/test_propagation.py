@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from goodinit import DataError, ModelError, OptionError, lsuv_
+from goodinit import DataError, ModelError, OptionError, lsuv_, observer
 from goodinit.propagation import measure
+from goodinit.traces import Trace
 from nets import MODELS, assert_same, build, snapshot
 
 
@@ -617,6 +618,22 @@ def test_no_activation_is_kept_alive():
     measure(model, torch.randn(16, 8))
     assert model.most <= 2
     assert not [ref for ref in alive if ref() is not None]
+
+
+def test_nothing_small_is_left_where_an_output_was(monkeypatch):
+    """Small tensors there would keep the next output from fitting in, and the process would grow by one a layer."""
+    kept: list[Trace] = []
+
+    def keep(traces):
+        kept.extend(traces)
+        return ()
+
+    monkeypatch.setattr(observer, "layers_of", keep)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(20)))
+    measure(model, torch.randn(40, 64), lambda y: y.square().mean())
+    assert len(kept) == 20
+    assert all(isinstance(number, float) for trace in kept for number in trace.raw())
+    assert len({trace.rows.untyped_storage().data_ptr() for trace in kept}) == 1
 
 
 def test_distributed_data_parallel_trains_on_afterwards():

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from goodinit.samples import BINS, REACH, effective_ranks, histograms, rank_limit, sampled
+from goodinit.samples import BINS, REACH, Shelf, effective_ranks, histograms, rank_limit, sampled
 from goodinit.summaries import folded
 
 
@@ -91,3 +91,17 @@ def test_histograms_leave_out_what_lies_beyond_and_what_has_none():
     (counts,) = histograms([x[:, :4]], [0.0], [1.0])
     assert counts is not None
     assert (counts[0], counts[-1], sum(counts)) == (1, 1, 2)
+
+
+def test_what_is_kept_lies_in_few_pieces_of_memory():
+    shelf = Shelf()
+    kinds = [torch.randn(3, 5).T, torch.randn(600, 600), torch.randn(4, 4), torch.arange(6).view(2, 3)]
+    copies = [shelf.copy(x) for x in kinds]
+    for x, copy in zip(kinds, copies, strict=True):
+        assert torch.equal(x, copy)
+        assert copy.is_contiguous()
+    first, large, last, whole = (copy.untyped_storage().data_ptr() for copy in copies)
+    assert len({first, large, whole}) == 3
+    assert last == first
+    shelf.copy(torch.zeros(300, 300))
+    assert torch.equal(copies[0], kinds[0])

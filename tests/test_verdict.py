@@ -155,6 +155,16 @@ def test_dead_units():
     assert "dead" not in judged(with_lsuv(model))
 
 
+def test_dead_units_in_front_of_a_collapse_are_its_reason():
+    model = mlp(4, nn.ReLU)
+    nn.init.constant_(model[2].bias, -5.0)
+    found = judged(model)
+    assert (found["collapse"].layer, found["dead"].layer) == ("4.weight", "2.weight")
+    assert "100 % of the units are dead after 2.weight (relu)." in found["dead"].text
+    assert "LSUV mends it where biases far below 0 are the cause" in found["dead"].advice
+    assert judged(with_lsuv(model)) == {}
+
+
 def test_a_loss_that_nothing_depends_on():
     class Stuck(nn.Module):
         def __init__(self):

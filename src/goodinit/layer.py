@@ -29,10 +29,11 @@ class Layer:
     channel_spread: float | None = None
     """Std of the channels' means, as a share of ``std``: 1 says that an element's channel decides what it is."""
     effective_rank: float | None = None
-    """exp(entropy of the eigenvalues of the output's covariance, as shares of their sum), as a share of the most that its shape
-    allows."""
+    """exp(entropy of the eigenvalues of the output's covariance, as shares of their sum: Roy & Vetterli 2007), as a share of
+    ``rank_limit``; of some of the output."""
     rank_limit: int | None = None
-    """That most: the channels, or the number of rows (samples and positions) less one that it is taken from, 64 at most."""
+    """The most that it can be: of up to 32 rows (samples and positions) and 256 channels, or 256 and 32, the smaller number, the
+    rows less one."""
     activation: str | None = None
     """The elementwise non-linearity that the output goes into, directly or through a normalization; None if none was seen."""
     normalized: bool = False
@@ -40,7 +41,8 @@ class Layer:
     dead: float | None = None
     """Share of channels for which the non-linearity is flat (slope under 1/1000 of its steepest) at all samples and positions."""
     saturated: float | None = None
-    """Share of elements where the non-linearity is flat (slope under 1/20 of its steepest), if it is so at both ends (tanh)."""
+    """Share of elements where the non-linearity is flat (slope under 1/20 of its steepest), if it is so at both ends (tanh); of
+    the elements that ``effective_rank`` is of."""
     grad_std: float | None = None
     """Root mean square of dL/d output over all elements; with a loss."""
     weight_norm: float = math.nan

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from goodinit.errors import NonFiniteError
 from goodinit.report import Record
 from goodinit.turns import Position
 from goodinit.weights import Key, Weight
+
+Number = Tensor | float
+"""A 0-d tensor, or its value."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +145,26 @@ class Ledger:
         return tuple(_record(entry, values) for entry, values in rows)
 
 
-def fetched(tensors: list[Tensor]) -> list[float]:
-    """Values of 0-d tensors with one transfer for each device and dtype."""
+def held(tensor: Tensor) -> Number:
+    """A 0-d tensor as it is kept until the end of a pass: on a CPU its value, which costs no waiting there.
+
+    Small tensors that outlive an output lie where the one before it was, and the next one no longer fits there: with glibc's
+    malloc a process would grow by an output a layer.
+    """
+    return tensor.item() if tensor.device.type == "cpu" else tensor
+
+
+def fetched(numbers: Sequence[Number]) -> list[float]:
+    """Values of 0-d tensors with one transfer for each device and dtype; what is a value already stays."""
     alike: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        alike.setdefault((tensor.device, tensor.dtype), []).append(i)
-    values = [0.0] * len(tensors)
+    values = [0.0] * len(numbers)
+    for i, number in enumerate(numbers):
+        if isinstance(number, Tensor):
+            alike.setdefault((number.device, number.dtype), []).append(i)
+        else:
+            values[i] = number
     for places in alike.values():
-        for i, value in zip(places, torch.stack([tensors[i] for i in places]).tolist(), strict=True):
+        for i, value in zip(places, torch.stack([cast("Tensor", numbers[i]) for i in places]).tolist(), strict=True):
             values[i] = float(value)
     return values
 

@@ -19,6 +19,7 @@ from goodinit.intercept import unchecked
 from goodinit.layer import Layer
 from goodinit.operation import Operation
 from goodinit.operators import Function
+from goodinit.samples import Shelf
 from goodinit.summaries import norms
 from goodinit.traces import Trace, activate, layers_of, traced
 from goodinit.weights import Weight
@@ -33,6 +34,7 @@ class Observer:
         """Operators that ran."""
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
+        self._shelf = Shelf()
         self._forward = True
         self._ran_without_grad = False
 
@@ -57,7 +59,7 @@ class Observer:
         fresh = []
         for part in operation.parts(sharded.added_up(output.detach())):
             if part.z.numel() and part.weight.name not in self.traces:  # an expert that no token reached has no output
-                fresh.append(traced(operation, part))
+                fresh.append(traced(operation, part, self._shelf))
                 self.traces[part.weight.name] = fresh[-1]
         return fresh
 

@@ -227,7 +227,7 @@ def _finished(ax: Axes, names: Sequence[str], what: str) -> tuple[Figure | SubFi
     label_layers(ax, names)
     ax.set_ylabel(what)
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(frameon=False, fontsize="small")
+        ax.legend(framealpha=0.7, edgecolor="none", fontsize="small")
     return ax.figure, ax
 
 

@@ -18,7 +18,33 @@ BINS, REACH = 40, 4.0
 _TOGETHER = 32
 
 
-def sampled(z: Tensor) -> Tensor:
+# Elements of memory that is taken at once for what is kept.
+_SHELF = 1 << 18
+
+
+class Shelf:
+    """Room for what is kept of the outputs, taken in large pieces.
+
+    Small tensors that outlive an output would be put where the one before it was, and the next one no longer fits there: with
+    glibc's malloc the process would grow by an output a layer.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def copy(self, x: Tensor) -> Tensor:
+        """A contiguous copy."""
+        kind = x.dtype, x.device
+        free = self._free.get(kind)
+        if free is None or free.numel() < x.numel():
+            if x.numel() > _SHELF:
+                return x.clone(memory_format=torch.contiguous_format)
+            free = x.new_empty(_SHELF)
+        self._free[kind] = free[x.numel() :]
+        return free[: x.numel()].view(x.shape).copy_(x)
+
+
+def sampled(z: Tensor, shelf: Shelf | None = None) -> Tensor:
     """Rows (places in samples, evenly spread) x channels (likewise) of a real output, `goodinit.summaries.folded`: a copy."""
     n, o, c, i = z.shape
     rows, channels = (_LONG, c) if c <= _SHORT else (_SHORT, _LONG)
@@ -27,7 +53,8 @@ def sampled(z: Tensor) -> Tensor:
     outer = _step(o, left)
     inner = _step(i, max(1, left * outer // o))
     some = z[::samples, ::outer, :: _step(c, channels), ::inner].permute(0, 1, 3, 2)
-    return some.clone(memory_format=torch.contiguous_format).view(-1, some.shape[-1])
+    copy = some.clone(memory_format=torch.contiguous_format) if shelf is None else shelf.copy(some)
+    return copy.view(-1, some.shape[-1])
 
 
 def _step(count: int, most: int) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goodinit.ledger import Number, held
 from goodinit.moments import CHUNK_CPU, chunks
 
 # Elements of a block: on a CPU it and its copy should stay in the cache of a core; a GPU wants few, large kernels.
@@ -32,23 +33,23 @@ class Summary:
     samples: int
     features: int
     channels: int
-    shift: Tensor
+    shift: Number
     """The features' means are summed as distances from it."""
-    within: list[Tensor]
+    within: list[Number]
     """Roots of sums of squares of the distances from the first sample."""
-    sums: list[Tensor]
+    sums: list[Number]
     """Roots of sums of squares of their sums over the samples."""
-    means: list[Tensor]
+    means: list[Number]
     """Roots of sums of squares of the features' means, less the shift."""
-    channel_sums: tuple[Tensor, Tensor]
+    channel_sums: tuple[Number, Number]
     """Of the features' means, less the shift, summed for each channel: sum, and root of the sum of squares."""
 
-    def tensors(self) -> list[Tensor]:
+    def raw(self) -> list[Number]:
         """All that has to be fetched."""
         return [self.shift, *self.within, *self.sums, *self.means, *self.channel_sums]
 
     def numbers(self, values: Iterator[float]) -> Numbers:
-        """What they come to: of the values of `tensors`."""
+        """What they come to: of the values of `raw`."""
         shift = next(values)
         within, sums, means = (sum(next(values) ** 2 for _ in part) for part in (self.within, self.sums, self.means))
         total, square = next(values), next(values) ** 2
@@ -76,7 +77,7 @@ def summarized(z: Tensor) -> Summary:
     work = torch.float64 if z.dtype == torch.float64 else torch.float32
     channel_sums = torch.zeros(c, dtype=work, device=z.device)
     shift: Tensor | None = None
-    within, sums, means = list[Tensor](), list[Tensor](), list[Tensor]()
+    within, sums, means = list[Number](), list[Number](), list[Number]()
     size = _BLOCK_CPU if z.device.type == "cpu" else _BLOCK_GPU
     buffer = torch.empty(min(z.numel(), max(size, _FEATURES)), dtype=work, device=z.device)
     for place, block in _blocks(z, max(size // n, _FEATURES)):
@@ -90,14 +91,15 @@ def summarized(z: Tensor) -> Summary:
         means.append(_root(mean))
         channel_sums[place] += mean.sum((0, 2))
     assert shift is not None
-    return Summary(n, o * c * i, c, shift, within, sums, means, (channel_sums.sum(), _root(channel_sums)))
+    totals = held(channel_sums.sum()), _root(channel_sums)
+    return Summary(n, o * c * i, c, held(shift), within, sums, means, totals)
 
 
-def _distances(block: Tensor, first: Tensor, buffer: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _distances(block: Tensor, first: Tensor, buffer: Tensor) -> tuple[Tensor, list[Number]]:
     """Of all samples from the first one: their sums over the samples, and roots of their sums of squares."""
     rows = max(1, buffer.numel() // first.numel())
     total: Tensor | None = None
-    roots: list[Tensor] = []
+    roots: list[Number] = []
     for part in (block,) if rows >= len(block) else block.split(rows):
         d = buffer[: part.numel()].view(part.shape)
         if part.dtype == first.dtype:
@@ -110,17 +112,16 @@ def _distances(block: Tensor, first: Tensor, buffer: Tensor) -> tuple[Tensor, li
     return total, roots
 
 
-def _root(x: Tensor) -> Tensor:
+def _root(x: Tensor) -> Number:
     """Root of the sum of squares, in float64 (float32 where there is no other)."""
-    if x.device.type == "cpu" and x.dtype == torch.float32:  # asking for a value costs nothing there
-        quick: Tensor = torch.linalg.vector_norm(x)
-        if _SQUARES[0] < float(quick) < _SQUARES[1]:
-            return quick.double()
-    root: Tensor = torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == "mps" else torch.float64)
-    return root
+    if x.device.type == "cpu" and x.dtype == torch.float32:
+        quick: float = torch.linalg.vector_norm(x).item()
+        if _SQUARES[0] < quick < _SQUARES[1]:
+            return quick
+    return held(torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == "mps" else torch.float64))
 
 
-def norms(x: Tensor) -> list[Tensor]:
+def norms(x: Tensor) -> list[Number]:
     """Roots of the sums of squares of a tensor's parts: it is not copied as a whole."""
     x = torch.view_as_real(x) if x.is_complex() else x
     return [_root(part) for part in chunks(x, _BLOCK_CPU if x.device.type == "cpu" else _BLOCK_GPU)]

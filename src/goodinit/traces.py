@@ -13,10 +13,10 @@ from torch import Tensor
 from goodinit import sharded
 from goodinit.activations import Flat, shape_of
 from goodinit.layer import Layer
-from goodinit.ledger import fetched
+from goodinit.ledger import Number, fetched, held
 from goodinit.operation import Operation, Part
 from goodinit.operators import Function, name_of
-from goodinit.samples import effective_ranks, histograms, rank_limit, sampled
+from goodinit.samples import Shelf, effective_ranks, histograms, rank_limit, sampled
 from goodinit.summaries import Summary, folded, norms, summarized
 from goodinit.weights import Weight
 
@@ -35,30 +35,30 @@ class Trace:
     """One; two of a complex output."""
     rows: Tensor
     """Some elements: rows x channels."""
-    weight_norms: list[Tensor]
+    weight_norms: list[Number]
     activation: str | None = None
     normalized: bool = False
-    dead: Tensor | None = None
-    saturated: Tensor | None = None
-    grads: list[Tensor] | None = None
+    dead: Number | None = None
+    saturated: Number | None = None
+    grads: list[Number] | None = None
     """Roots of sums of squares of the gradient's parts."""
-    weight_grads: list[Tensor] | None = None
+    weight_grads: list[Number] | None = None
 
-    def tensors(self) -> list[Tensor]:
-        """All numbers, 0-d."""
+    def raw(self) -> list[Number]:
+        """All numbers."""
         shares = [share for share in (self.dead, self.saturated) if share is not None]
-        summed = [tensor for summary in self.summaries for tensor in summary.tensors()]
+        summed = [number for summary in self.summaries for number in summary.raw()]
         return [*summed, *shares, *self.weight_norms, *(self.grads or ()), *(self.weight_grads or ())]
 
 
-def traced(operation: Operation, part: Part) -> Trace:
+def traced(operation: Operation, part: Part, shelf: Shelf) -> Trace:
     """The measurements of an output, forward."""
     z, weight = part.z, part.weight
     channel = channel_axis(operation, z)
     reals = [folded(x, channel) for x in ((z.real, z.imag) if z.is_complex() else (z,))]
     shapes = tuple(weight.tensor.shape), tuple(z.shape)
     own = norms(sharded.local(weight.tensor.detach()))
-    return Trace(weight, operation.kind, *shapes, channel, tuple(map(summarized, reals)), sampled(reals[0]), own)
+    return Trace(weight, operation.kind, *shapes, channel, tuple(map(summarized, reals)), sampled(reals[0], shelf), own)
 
 
 def channel_axis(operation: Operation, z: Tensor) -> int | None:
@@ -81,10 +81,10 @@ def activate(trace: Trace, given: Tensor, function: Function, args: tuple[Any, .
     shape = shape_of(function, args, kwargs)
     units = folded(given, _axis_of(given, trace))
     if shape.dead.low > -torch.inf or shape.dead.high < torch.inf:
-        trace.dead = _share_beyond(units, shape.dead)
+        trace.dead = held(_share_beyond(units, shape.dead))
     if shape.saturated.around_zero:
         rows, flat = sampled(units), shape.saturated
-        trace.saturated = ((rows <= flat.low) | (rows >= flat.high)).to(torch.float32).mean()
+        trace.saturated = held(((rows <= flat.low) | (rows >= flat.high)).to(torch.float32).mean())
 
 
 def _share_beyond(units: Tensor, flat: Flat) -> Tensor:
@@ -110,7 +110,7 @@ def _axis_of(given: Tensor, trace: Trace) -> int | None:
 
 def layers_of(traces: Sequence[Trace]) -> tuple[Layer, ...]:
     """All measurements as numbers: only now is the device waited for."""
-    values = iter(fetched([tensor for trace in traces for tensor in trace.tensors()]))
+    values = iter(fetched([number for trace in traces for number in trace.raw()]))
     numbers = [_Numbers.of(trace, values) for trace in traces]
     rows = [trace.rows for trace in traces]
     shapes = histograms(rows, [n.real_mean for n in numbers], [n.std for n in numbers])
@@ -135,7 +135,7 @@ class _Numbers:
 
     @classmethod
     def of(cls, trace: Trace, values: Iterator[float]) -> _Numbers:
-        """From the values of the trace's tensors, in their order."""
+        """From the values of the trace's raw numbers, in their order."""
         parts = [summary.numbers(values) for summary in trace.summaries]
         mean = parts[0].mean if len(parts) == 1 else math.hypot(*(part.mean for part in parts))
         return cls(
@@ -152,7 +152,7 @@ class _Numbers:
         )
 
 
-def _norm(roots: list[Tensor], values: Iterator[float]) -> float:
+def _norm(roots: list[Number], values: Iterator[float]) -> float:
     """From the norms of parts."""
     return math.sqrt(sum(next(values) ** 2 for _ in roots))
 

@@ -31,12 +31,18 @@ def dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
     others = f", and half or more in {len(bad)} of {len(judged)} layers" if len(bad) > 1 else ""
     text = f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}){others}."
     advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."
-    if collapse is None:
+    if collapse is None or _leads_to(collapse, bad[0], layers):
         advice = (
             "LSUV mends it where biases far below 0 are the cause: goodinit.lsuv_(model, data) sets them to 0. In training it "
             "comes from a learning rate that is too large. A leaky ReLU has no dead units."
         )
     return Finding("dead", bad[0].name, text, advice)
+
+
+def _leads_to(collapse: Finding, layer: Layer, layers: Sequence[Layer]) -> bool:
+    """Whether a layer that stops nearly everything lies in front of it: in a gradual collapse half of the units are dead."""
+    names = [other.name for other in layers]
+    return (layer.dead or 0) >= _MOSTLY_DEAD and names.index(layer.name) < names.index(collapse.layer)
 
 
 def _elements(layer: Layer) -> float:

@@ -6,6 +6,32 @@ const ranks = Object.fromEntries(Object.keys(page.healths).map((health, rank) =>
 const inOrder = new Intl.Collator("en", { numeric: true });
 let modulePath = "";
 
+// Of many rows only the first are laid out, and more as one scrolls to their end: a thousand would take a browser a second at
+// every sort. On paper all are.
+const STEP = 100;
+const scroller = body.closest(".scroll");
+let laidOut = 0;
+
+function layOut(most) {
+  laidOut = most;
+  let place = 0;
+  for (const row of body.rows) row.classList.toggle("later", !row.hidden && ++place > most);
+}
+
+function layOutFirst() {
+  layOut(STEP);
+  scroller.scrollTop = 0;
+}
+
+function layOutUpTo(row) {
+  if (row.classList.contains("later")) layOut([...body.rows].filter((other) => !other.hidden).indexOf(row) + STEP);
+}
+
+scroller.addEventListener("scroll", () => {
+  if (laidOut < count && scroller.scrollTop + 2 * scroller.clientHeight > scroller.scrollHeight) layOut(laidOut + STEP);
+});
+layOut(STEP);
+
 function sortValue(key, i) {
   return key === "health" ? ranks[columns.health[i]] : columns[key][i];
 }
@@ -21,6 +47,7 @@ function sortBy(key, direction) {
   const order = names.map((_, i) => i);
   order.sort((i, j) => compare(sortValue(key, i), sortValue(key, j), direction) || i - j);
   body.append(...order.map((i) => rows[i]));
+  layOutFirst();
   for (const cell of head.cells) cell.removeAttribute("aria-sort");
   head.cells[cellOf.get(key)].setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
   giveTabStop();
@@ -47,6 +74,7 @@ function filter() {
   const inModule = modulePath ? ` in ${modulePath}` : "";
   byId("count").textContent = shown === count ? plural(count, "layer") : `${shown} of ${plural(count, "layer")}${inModule}`;
   byId("none").hidden = shown > 0;
+  layOutFirst();
   giveTabStop();
 }
 
@@ -103,6 +131,7 @@ body.addEventListener("keydown", (event) => {
   if (!row || !(event.key in STEPS)) return;
   event.preventDefault();
   const next = neighbour(row, STEPS[event.key]);
+  layOutUpTo(next);
   giveTabStop(next);
   buttonOf(next).focus();
 });
@@ -118,7 +147,7 @@ body.addEventListener("click", (event) => {
 
 // Into the middle of the table's own window, without moving the page.
 function revealRow(i) {
-  const scroller = body.closest(".scroll");
+  layOutUpTo(rows[i]);
   scroller.scrollTop = rows[i].offsetTop - scroller.clientHeight / 2;
 }
 
