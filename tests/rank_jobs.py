@@ -148,8 +148,8 @@ def starting_careless(yes: bool) -> Iterator[None]:
     """The first pass as on a GPU, where no process looks whether all are at the same operator."""
 
     class Careless(Ranks):
-        def __init__(self, model: object, *, distributed: bool = True) -> None:
-            super().__init__(model, distributed=distributed)
+        def __init__(self, model: object, *, distributed: bool = True, device: object = None) -> None:
+            super().__init__(model, distributed=distributed, device=device)
             self.careful = False
 
     before = goodinit.lsuv.Ranks
