@@ -229,7 +229,13 @@ def failure(rank: int, form: str, how: str) -> dict[str, Any]:
         "parts on meta": all(shard.is_meta for shard in (*shards, *held_weights(model).values())),
     }
     model.fails, how = False, ""
-    found["afterwards"] = lsuv_(model, x, device="cpu", reset=reset).ok
+    lsuv_(model, x, device="cpu", generator=seeded(), reset=reset)
+    with torch.device("meta"):
+        one = Failing()
+    all_x = torch.cat([torch.randn(12, 16, generator=seeded(i)) for i in range(torch.distributed.get_world_size())])
+    lsuv_(one, all_x, device="cpu", generator=seeded(), distributed=False)
+    found["afterwards"] = largest_difference(whole_weights(one), whole_weights(model)) < 1e-5
+    found["used"] = torch.allclose(one(x), model(x), atol=1e-4)
     return found
 
 

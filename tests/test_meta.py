@@ -351,7 +351,7 @@ def test_a_process_that_fails_leaves_all_on_the_meta_device(form, how, group):
     for rank, found in enumerate(group.outcomes(jobs.failure, form, how)):
         assert not isinstance(found, Failure), found
         assert found.pop("text").startswith(CAT if rank == 1 else f"RankError: process 1 failed: {CAT}")
-        assert found == {"on meta": True, "parts on meta": True, "afterwards": True}
+        assert found == {"on meta": True, "parts on meta": True, "afterwards": True, "used": True}
 
 
 @pytest.mark.parametrize("form", ["plain", "fsdp"])
