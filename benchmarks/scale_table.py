@@ -24,14 +24,15 @@ def main() -> int:
 def page() -> str:
     """All tables that there are rows for."""
     parts = ["Generated from the rows in `benchmarks/results/` by `python benchmarks/scale_table.py`; do not edit."]
-    runs = {name: _rows(name) for name in ("bench_structured", "bench_meta")}
-    structured, meta = runs["bench_structured"], runs["bench_meta"]
+    structured, meta, ranks = (_rows(name) for name in ("bench_structured", "bench_meta", "bench_ranks"))
     if speed := [row for row in structured if row["section"] == "speed"]:
         parts.append(_speed(speed))
     if training := [row for row in structured if row["section"] == "training"]:
         parts.append(_training(training))
     if meta:
         parts.append(_meta(meta))
+    if ranks:
+        parts.append(_ranks(ranks))
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +103,33 @@ def _meta(rows: Sequence[Row]) -> str:
         *("of them drawing", "stds measured afterwards"),
     )
     return _titled("### From the meta device", rows, header, lines)
+
+
+def _ranks(rows: Sequence[Row]) -> str:
+    forms = list(dict.fromkeys(row["contestant"] for row in rows))
+    alone, apart, *together = forms
+    by = {(row["name"], row["contestant"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = {form: by[name, form] for form in forms}
+        lines.append(
+            (
+                name,
+                str(own[alone]["weights"]),
+                *(f"{own[form]['median_seconds']:.3g}" for form in (alone, apart)),
+                *(
+                    f"{own[form]['median_seconds']:.3g} ({own[form]['ratio']:.2f}; {own[form]['ratio_to_apart']:.2f})"
+                    for form in together
+                ),
+                str(own[alone]["n"]),
+            )
+        )
+    header = ("net", "weights", *(f"{form}, s" for form in forms), "n")
+    explained = (
+        "Every process has one thread and a batch of its own. In brackets the ratio to 1 rank, and that to 2 apart: two "
+        "processes at once, each by itself: they share the machine and do not talk. Medians of n rounds."
+    )
+    return f"{_titled('### Several processes', rows, header, lines)}\n\n{explained}"
 
 
 def _titled(title: str, rows: Sequence[Row], header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
