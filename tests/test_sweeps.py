@@ -318,6 +318,8 @@ def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     assert "batches" in shown.err
     assert "100%" in shown.err
     assert shown.out == ""
+    lsuv_(plain(2, nn.ReLU), varied(3, 16, 64), batches=3)
+    assert "goodinit: batches" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert list(progress(iter("abc"), 3, "batches")) == list("abc")
 

@@ -104,7 +104,7 @@ def lsuv_(
             it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
             ``reset_parameters()``, or transformers' ``_init_weights``, has it. A model that is sharded already needs no
             ``to_empty``: every process gives memory to its parts, before the forward.
-        reset: called with every such module, to set what these do not.
+        reset: called with every such module, to set what these do not. Its own tensors are whole then, if they are sharded else.
         checkpoint: folder that finished weights are written to on the way, as safetensors, by one process; if the call is
             interrupted, the same call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
 
