@@ -95,8 +95,9 @@ def serve(rank: int, port: int, pipe: Connection) -> None:
     prepared: dict[str, Any] = {}
     while (told := pipe.recv()) is not None:
         name, quick, contestant = told
-        if (name, quick) != prepared.get("net"):
-            prepared = {"net": (name, quick), **prepare(name, rank, quick=quick)}
+        if contestant is None:
+            prepared = prepare(name, rank, quick=quick)
+            continue
         pipe.send(run(prepared[contestant], prepared["batch"], together=contestant in _FORMS, at_once=contestant != _ALONE))
     torch.distributed.destroy_process_group()
 
@@ -156,6 +157,8 @@ def measure(name: str, pipes: Sequence[Connection], rows: Rows, repeats: int, bu
         results[contestant].append([pipe.recv() for pipe in own])
         return float(max(found["seconds"] for found in results[contestant][-1]))
 
+    for pipe in pipes:  # both at once: wrapping a model takes both
+        pipe.send((name, rows.quick, None))
     for contestant in results:  # once for what is loaded at first use
         contest(contestant)
     seconds = interleaved({contestant: partial(contest, contestant) for contestant in results}, repeats, budget)
