@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench_ranks import TARGET as RANKS_TARGET
 from rows import Row, last_run
 
 _RESULTS = Path(__file__).resolve().parent / "results"
@@ -24,14 +25,15 @@ def main() -> int:
 def page() -> str:
     """All tables that there are rows for."""
     parts = ["Generated from the rows in `benchmarks/results/` by `python benchmarks/scale_table.py`; do not edit."]
-    runs = {name: _rows(name) for name in ("bench_structured", "bench_meta")}
-    structured, meta = runs["bench_structured"], runs["bench_meta"]
+    structured, meta, ranks = (_rows(name) for name in ("bench_structured", "bench_meta", "bench_ranks"))
     if speed := [row for row in structured if row["section"] == "speed"]:
         parts.append(_speed(speed))
     if training := [row for row in structured if row["section"] == "training"]:
         parts.append(_training(training))
     if meta:
         parts.append(_meta(meta))
+    if ranks:
+        parts.append(_ranks(ranks))
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +104,36 @@ def _meta(rows: Sequence[Row]) -> str:
         *("of them drawing", "stds measured afterwards"),
     )
     return _titled("### From the meta device", rows, header, lines)
+
+
+def _ranks(rows: Sequence[Row]) -> str:
+    forms = list(dict.fromkeys(row["contestant"] for row in rows))
+    alone, apart, *together = forms
+    by = {(row["name"], row["contestant"]): row for row in rows}
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = {form: by[name, form] for form in forms}
+        lines.append(
+            (
+                name,
+                str(own[alone]["weights"]),
+                *(f"{own[form]['median_seconds']:.3g}" for form in (alone, apart)),
+                *(
+                    f"{own[form]['median_seconds']:.3g} ({own[form]['ratio']:.2f}; {own[form]['ratio_to_apart']:.2f})"
+                    for form in together
+                ),
+                str(own[alone]["n"]),
+            )
+        )
+    header = ("net", "weights", *(f"{form}, s" for form in forms), "n")
+    explained = (
+        "Every process has one thread and a batch of its own. In brackets the ratio to 1 rank, and that to 2 apart: two "
+        "processes at once, each by itself: they share the machine and do not talk. Medians of n rounds."
+    )
+    missed = {row["name"]: row["ratio"] for row in rows if row["contestant"] == "2 ranks" and row["ratio"] > RANKS_TARGET}
+    found = ", ".join(f"{name} {ratio:.2f}" for name, ratio in missed.items())
+    verdict = f"Target: 2 ranks at most {RANKS_TARGET} times 1 rank; {f'missed by {found}' if missed else 'met by all'}."
+    return f"{_titled('### Several processes', rows, header, lines)}\n\n{explained} {verdict}"
 
 
 def _titled(title: str, rows: Sequence[Row], header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -148,8 +148,8 @@ def starting_careless(yes: bool) -> Iterator[None]:
     """The first pass as on a GPU, where no process looks whether all are at the same operator."""
 
     class Careless(Ranks):
-        def __init__(self, model: object, *, distributed: bool = True) -> None:
-            super().__init__(model, distributed=distributed)
+        def __init__(self, model: object, *, distributed: bool = True, device: object = None) -> None:
+            super().__init__(model, distributed=distributed, device=device)
             self.careful = False
 
     before = goodinit.lsuv.Ranks
@@ -530,21 +530,27 @@ class Collectives(TorchDispatchMode):
         super().__exit__(*args)
 
 
-def communication(rank: int, form: str, depth: int, batches: int) -> dict[str, Any]:
-    """What `lsuv_` sends, and what a plain forward of the model does."""
-    model = seeded_model(lambda: mlp(*[16] * (depth + 1)))
-    if form == "tp":
+def communication(rank: int, form: str, depth: int, batches: int, *, meta: bool = False) -> dict[str, Any]:
+    """What `lsuv_` sends, and what a plain forward of the model does; ``meta``: of a model from the meta device."""
+
+    def make() -> nn.Module:
+        model = seeded_model(lambda: mlp(*[16] * (depth + 1)))
+        if form != "tp":
+            return wrapped(model, form)
         styles = (ColwiseParallel, RowwiseParallel)
-        parallelize_module(model, world(), {str(2 * i): styles[i % 2]() for i in range(depth)})
-    else:
-        model = wrapped(model, form)
+        return parallelize_module(model, world(), {str(2 * i): styles[i % 2]() for i in range(depth)})
+
     x = [torch.randn(8, 16, generator=seeded(0 if form == "tp" else 10 * rank + i)) * (1 + 0.3 * i) for i in range(batches)]
+    model = make()
     with torch.no_grad(), Collectives(model) as plain:
         model(x[0])
     if isinstance(model, FSDPModule):
         sharded.reshard(model)
+    if meta:
+        with torch.device("meta"):
+            model = make()
     with Collectives(model) as ours:
-        report = lsuv_(model, x, batches=batches, generator=seeded())
+        report = lsuv_(model, x, batches=batches, generator=seeded(), device="cpu")
     return {
         "forward": dict(plain.inside),
         "inside": dict(ours.inside),

@@ -235,3 +235,16 @@ def test_the_figures_of_measuring_are_made_from_the_committed_rows(module):
     assert module("measure_table").markdown(rows) + "\n" == shown, "run `python benchmarks/bench_measure.py --table FILE`"
     assert "NOT MET" not in shown
     assert not any(row["dirty"] for row in rows)
+
+
+@pytest.mark.slow
+def test_two_ranks_against_one(tmp_path):
+    pytest.importorskip("transformers")
+    arguments = ["--quick", "--nets", "mlp-10,gpt2-like", "--out", tmp_path / "rows.jsonl"]
+    command = [sys.executable, BENCHMARKS / "bench_ranks.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["contestant"] for row in rows] == ["1 rank", "2 apart", "2 ranks", "2 ranks, DDP", "2 ranks, FSDP2"] * 2
+    assert not any(row["failed_checks"] for row in rows)
+    assert all(row["n"] == len(row["seconds"]) > 0 for row in rows)

@@ -2,14 +2,17 @@
 
 import gc
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import meta_jobs as jobs
 from goodinit import ModelError, NonFiniteError, OptionError, lsuv_
 from goodinit.meta import target_device
+from processes import Failure, Processes
 from zoo import transformers_models
 
 
@@ -269,6 +272,111 @@ def test_bad_input():
         lsuv_(net, x, device="gpu")
     with pytest.raises(OptionError, match="device='meta' has no memory"):
         lsuv_(net, x, device="meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(OptionError, match=r"device='cuda' cannot be used here: .*CUDA"):
+            lsuv_(net, x, device="cuda")
+    with pytest.raises(ModelError, match=r"model must be a torch.nn.Module; got NoneType"):
+        lsuv_(None, x, device="cpu")
     real = nn.Linear(3, 3)
     assert target_device(real, "cpu") is None
     assert lsuv_(real, x, device="cpu").ok
+
+
+# On several processes.
+
+EXACT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Processes]:
+    with Processes(4) as processes:
+        yield processes
+
+
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def group(request) -> Processes:
+    """Two processes, and in the longer checks four too."""
+    return request.getfixturevalue({2: "two", 4: "four"}[request.param])
+
+
+@pytest.mark.parametrize("options", [{}, {"batches": 3}, {"pre_init": "structured"}], ids=str)
+@pytest.mark.parametrize("form", ["plain", "fsdp", "tp"])
+def test_several_processes_get_the_weights_of_one(form, options, group):
+    for to_meta, to_real in group.run(jobs.given_memory, form, options):
+        assert to_meta < EXACT
+        assert to_real < EXACT
+
+
+@pytest.mark.slow
+def test_tensor_parallel_inside_of_fsdp(four):
+    assert max(map(max, four.run(jobs.given_memory, "2d", {}))) < EXACT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["plain", "fsdp", "tp"])
+def test_models_of_transformers_on_several_processes(form, group):
+    names = ["LlamaForCausalLM", "BertForMaskedLM", "MixtralForCausalLM", "T5ForConditionalGeneration"]
+    for differences in group.run(jobs.as_one_from_meta, names, form):
+        assert max(differences.values()) < EXACT, differences
+
+
+def test_mixed_precision_keeps_the_parts_digits(two):
+    assert two.run(jobs.mixed_precision) == [True, True]
+
+
+@pytest.mark.parametrize("careless", [False, True])
+@pytest.mark.parametrize("form", ["plain", "fsdp"])
+def test_experts_that_some_processes_reach(form, careless, group):
+    assert max(group.run(jobs.experts_from_meta, form, careless)) < EXACT
+
+
+def test_a_process_gives_memory_to_its_parts_alone(two):
+    held, sizes = zip(*two.run(jobs.only_parts_have_memory), strict=True)
+    assert len({*sizes}) == 1
+    assert all(sizes[0] / 2 <= own < 0.55 * sizes[0] for own in held)  # some parts are padded
+
+
+CAT = "ValueError: the cat sat on the keyboard"
+
+
+@pytest.mark.parametrize("how", ["forward", "reset"])
+@pytest.mark.parametrize("form", ["plain", "fsdp"])
+def test_a_process_that_fails_leaves_all_on_the_meta_device(form, how, group):
+    for rank, found in enumerate(group.outcomes(jobs.failure, form, how)):
+        assert not isinstance(found, Failure), found
+        assert found.pop("text").startswith(CAT if rank == 1 else f"RankError: process 1 failed: {CAT}")
+        assert found == {"on meta": True, "parts on meta": True, "afterwards": True, "used": True}
+
+
+@pytest.mark.parametrize("form", ["plain", "fsdp"])
+def test_tensors_without_first_values_on_several_processes(form, two):
+    found = two.outcomes(jobs.without_first_values, form)
+    assert {outcome.kind for outcome in found} == {"ModelError"}
+    assert all(
+        "1 parameters have no first values, as they were not drawn: '1.scale'; Scale has no reset" in f.text for f in found
+    )
+
+
+def test_bad_input_of_several_processes(two, tmp_path):
+    for found in two.outcomes(jobs.only_one_on_meta):
+        assert found.kind == "RankError"
+        assert "process 0 has 'weight' of shape (3, 3), torch.float32, on the meta device, process 1 'weight' of" in found.text
+    for found in two.outcomes(jobs.on_another_device):
+        assert found.kind == "OptionError"
+        assert found.text.startswith("device='cuda', but 'weight' is sharded over a mesh of cpu devices; pass device='cpu'")
+    for form in ("plain", "fsdp"):
+        for found in two.outcomes(jobs.checkpoint, str(tmp_path), form):
+            assert found.kind == "OptionError"
+            assert found.text.startswith("a checkpoint is for one process and a model that is not sharded; there are 2: leave")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_the_first_process_writes(two, tmp_path):
+    """As the message says."""
+    assert max(two.run(jobs.checkpoint_of_one, str(tmp_path))) < EXACT

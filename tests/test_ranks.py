@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -199,11 +200,12 @@ def test_many_batches_in_tensor_parallelism(options, group):
 # What is sent.
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, "fsdp from meta", "tp from meta"])
 @pytest.mark.parametrize("depth", [2, 6])
 def test_one_small_message_an_operator(form, depth, two):
+    form, _, meta = form.partition(" from ")
     gathered_modules = depth if form == "fsdp" else 0  # before each of which the processes wait for each other
-    for found in two.run(jobs.communication, form, depth, 1):
+    for found in two.run(partial(jobs.communication, meta=bool(meta)), form, depth, 1):
         own = found["inside"].pop(("allreduce", 64))
         assert own == depth + gathered_modules
         assert found["inside"] == found["forward"]  # the model's own communication is that of a plain forward

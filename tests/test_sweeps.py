@@ -310,9 +310,16 @@ def test_fingerprints_change_with_the_direction_alone(shape):
 def test_progress_is_shown_on_a_terminal_alone(monkeypatch, capsys):
     assert list(progress(iter("abc"), 3, "x")) == list("abc")
     assert capsys.readouterr() == ("", "")
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     assert list(progress(iter("abc"), 3, "batches")) == list("abc")
-    assert capsys.readouterr().out == ""
+    shown = capsys.readouterr()
+    assert "batches" in shown.err
+    assert "100%" in shown.err
+    assert shown.out == ""
+    lsuv_(plain(2, nn.ReLU), varied(3, 16, 64), batches=3)
+    assert "goodinit: batches" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert list(progress(iter("abc"), 3, "batches")) == list("abc")
 

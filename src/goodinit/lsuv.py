@@ -102,10 +102,11 @@ def lsuv_(
             this process by itself.
         device: where the tensors of a model that was built on the meta device get memory, each module when the forward reaches
             it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
-            ``reset_parameters()``, or transformers' ``_init_weights``, has it.
-        reset: called with every such module, to set what these do not.
-        checkpoint: folder that finished weights are written to on the way, as safetensors; if the call is interrupted, the same
-            call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
+            ``reset_parameters()``, or transformers' ``_init_weights``, has it. A model that is sharded already needs no
+            ``to_empty``: every process gives memory to its parts, before the forward.
+        reset: called with every such module, to set what these do not. Its own tensors are whole then, if they are sharded else.
+        checkpoint: folder that finished weights are written to on the way, as safetensors, by one process; if the call is
+            interrupted, the same call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
 
     Returns:
         A `Report` with one record a weight.
@@ -115,7 +116,7 @@ def lsuv_(
         ModelError: not a module, no linear operator reached, weights on the meta device without ``device``, or with it but
             without first values; TorchScript.
         OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
-            of data that is one, a ``checkpoint`` of another initialization.
+            of data that is one, a ``checkpoint`` of another initialization, or of several processes.
         SaveError: the disk is full; what the checkpoint held is still there.
         NonFiniteError: NaN or infinity in an operator's output.
         RankError: another process failed, died, or has another model.
@@ -138,7 +139,7 @@ def lsuv_(
     automatic = isinstance(target_std, str)
     targets: Targets = 1.0 if isinstance(target_std, str) else target_std
     undo, randomness = guard.Undo(), guard.Randomness(generator)
-    ranks = Ranks(model, distributed=distributed)
+    ranks = Ranks(model, distributed=distributed, device=device)
     with ranks.together():
         target = target_device(model, device)
         check_model(model, meta=target is not None)
@@ -154,7 +155,8 @@ def lsuv_(
             center=center,
             target_mean=target_mean,
         )
-        _check_alone(ranks, batches, device=target, checkpoint=checkpoint)
+        if checkpoint is not None:
+            _check_alone(model, ranks, batches)
         if automatic:
             auto.check(target_std, ranks, center=center, batches=batches)
         if automatic or not options.plain:
@@ -167,7 +169,8 @@ def lsuv_(
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
         shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
-        memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards)
+        at_once = ranks.size > 1 or _is_sharded(model)
+        memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards, at_once=at_once)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             run = partial(_run, model, ranks)
@@ -216,7 +219,7 @@ def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> No
     Raises:
         OptionError: a process holds but a part of the weights, or they are written as they are finished.
     """
-    if any(sharded.is_sharded(p) for p in model.parameters()):
+    if _is_sharded(model):
         raise OptionError(
             "center=, variance= and target_std='auto' need weights that every process holds whole; these are sharded (FSDP2, "
             "tensor parallelism). Initialize before fully_shard or parallelize_module"
@@ -228,13 +231,23 @@ def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> No
         )
 
 
-def _check_alone(ranks: Ranks, batches: int, *, device: object, checkpoint: object) -> None:
-    if ranks.size > 1 and (device is not None or checkpoint is not None):
+def _is_sharded(model: nn.Module) -> bool:
+    return any(sharded.is_sharded(p) for p in model.parameters())
+
+
+def _check_alone(model: nn.Module, ranks: Ranks, batches: int) -> None:
+    """A checkpoint is written by one process, which holds all of the model.
+
+    Raises:
+        OptionError: there are several, or a sharded model, or several batches.
+    """
+    if ranks.size > 1 or _is_sharded(model):
         raise OptionError(
-            f"models on the meta device and checkpoints are for one process; there are {ranks.size}: give the model memory first "
-            "(model.to_empty), or let process 0 initialize it with distributed=False"
+            f"a checkpoint is for one process and a model that is not sharded; there {'is' if ranks.size == 1 else 'are'} "
+            f"{ranks.size}: leave checkpoint= out, or let process 0 initialize the model with distributed=False before it is "
+            "sharded, and the others load the folder"
         )
-    if batches > 1 and checkpoint is not None:
+    if batches > 1:
         raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
 
 

@@ -3,11 +3,16 @@
 So a model never needs more than its own size and that of the weight at work. A tensor stays the same object: what it holds is
 exchanged for memory on a device, and back if anything fails. Its first values are those that its module would have given it:
 ``reset_parameters()``, as torch's layers have it, and ``_init_weights(module)`` of a model around it, as transformers' have it.
+
+Of several processes each gives all that it holds memory before the forward: FSDP2 asks for that, and other processes may need a
+weight that this one does not reach. Of a sharded model that is its part. Modules set whole tensors, one module at a time, and
+every process keeps its part of them: so first values do not depend on the sharding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from goodinit import guard
+from goodinit import guard, sharded
 from goodinit.computed import Sources
 from goodinit.errors import ModelError, OptionError
 from goodinit.options import Reset
@@ -35,14 +40,16 @@ class Materializer:
         *,
         reset: Reset | None = None,
         shards: Shards | None = None,
+        at_once: bool = False,
     ) -> None:
         """``device``: None if all tensors have memory. ``reset``: called with each module when its tensors have memory.
-        ``shards``: where finished weights are written, and what an interrupted call left there.
+        ``shards``: where finished weights are written, and what an interrupted call left there. ``at_once``: whether all get
+        memory before the forward.
         """
         self.weights: Sources | None = None
         self._modules = dict(model.named_modules())
         self._numbers = {name: number for number, name in enumerate(self._modules)}
-        self._model, self._device = model, device or torch.device("cpu")
+        self._model, self._device, self._at_once = model, device or torch.device("cpu"), at_once
         self._undo, self._randomness, self._reset, self._shards = undo, randomness, reset, shards
         self._holders: dict[int, str] = {}
         for name, module in self._modules.items() if device else ():
@@ -53,6 +60,7 @@ class Materializer:
         self._twins: list[tuple[Tensor, Tensor]] = []
         self._buffers: list[tuple[Tensor, Tensor]] = []
         self._unset: dict[str, Tensor] = {}
+        self._forget: Callable[[], None] | None = None
         undo.also(self.undo)
 
     def __bool__(self) -> bool:
@@ -62,6 +70,9 @@ class Materializer:
     def begin(self, scaling: Scaling, weights: Sources) -> None:
         """A pass begins: go on where an interrupted call was, if there was one."""
         self.weights = weights
+        if self._at_once and self._holders:
+            self.rest()
+            self._forget = sharded.renew(self._model)
         if self._shards is None:
             return
         self._shards.snapshot = scaling.progress
@@ -93,36 +104,37 @@ class Materializer:
         fresh = {key: tensor for key, tensor in _own(module).items() if tensor.is_meta}
         if not fresh:
             return
-        others = [(tensor, tensor.detach().clone()) for tensor in _own(module).values() if not tensor.is_meta]
+        whole = (tensor for tensor in _own(module).values() if not sharded.is_sharded(tensor))
+        others = [(tensor, tensor.detach().clone()) for tensor in whole if not tensor.is_meta]
         for tensor in fresh.values():
             self._allocate(tensor)
-        before = {key: tensor._version for key, tensor in fresh.items()}
-        with torch.no_grad(), self._randomness.as_global(("reset", self._numbers[name]), self._device):
+        with torch.no_grad(), self._randomness.as_global(("reset", self._numbers[name]), self._device), _whole(module) as own:
+            before = {key: (tensor, tensor._version) for key, tensor in own.items()}
             for reset in self._resets(name):
                 reset()
+            now = _own(module)
         with torch.no_grad():
             for tensor, kept in others:  # tied to a module that was reached before, or there from the beginning
                 tensor.copy_(kept)
             for key, tensor in fresh.items():
-                _put_back(module, key, tensor)
+                _put_back(module, key, tensor, now.get(key))
         self._load(fresh)
         for key, tensor in fresh.items():
-            if tensor._version == before[key]:  # a weight may still be drawn
+            seen, version = before[key]
+            if now.get(key) is seen and seen._version == version:  # a weight may still be drawn
                 self._unset[f"{name}.{key}".lstrip(".")] = tensor
             if key in module._buffers:
                 self._buffers.append((tensor, tensor.detach().clone()))
 
     def _allocate(self, tensor: Tensor) -> None:
         """Exchange what the tensor holds for memory with no numbers in it; the object stays, and so does whoever refers to it."""
-        real = torch.empty_like(tensor.detach(), device=self._device).requires_grad_(tensor.requires_grad)
-        # torch.utils.swap_tensors refuses tensors with weak references, as an LSTM's have; those stay right, as the object does.
-        torch._C._swap_tensor_impl(tensor, real)
-        self._twins.append((tensor, real))
+        twin = sharded.on_device(tensor, self._device)
+        self._twins.append((tensor, twin))
+        sharded.exchange_(tensor, twin, meta=False)
         self._undo.ignore(tensor)
         if self.weights is not None:
             self.weights.arrived(tensor)
-        with torch.no_grad():
-            tensor.fill_(_BLANK if tensor.is_floating_point() or tensor.is_complex() else 0)
+        sharded.local(tensor.detach()).fill_(_blank(tensor))
 
     def _resets(self, name: str) -> Iterator[Callable[[], object]]:
         """What gives a module its first values, in the order in which building the model would have called it."""
@@ -186,11 +198,12 @@ class Materializer:
     def undo(self) -> None:
         """Take all memory back: the model is on the meta device as before."""
         for tensor, twin in self._twins:
-            if not tensor.is_meta:  # else that has been done, in a try that was interrupted
-                torch._C._swap_tensor_impl(tensor, twin)
+            sharded.exchange_(tensor, twin, meta=True)
+        if self._forget is not None:
+            self._forget()
+        self._twins, self._buffers, self._unset, self._forget = [], [], {}, None
 
 
-_BLANK = float("nan")
 # What a tensor can be asked for without memory. Not its device: the model would put other tensors there.
 _ATTRIBUTES = ("shape", "dtype", "ndim", "layout", "is_meta", "is_leaf", "requires_grad", "grad", "nbytes", "itemsize")
 _METHODS = ("size", "dim", "numel", "nelement", "stride", "element_size", "is_floating_point", "is_complex", "is_contiguous")
@@ -201,9 +214,10 @@ def target_device(model: nn.Module, device: torch.device | str | None) -> torch.
     """Where tensors on the meta device are to get memory; None if there are none.
 
     Raises:
-        OptionError: not a device, or the meta device itself.
+        OptionError: not a device, one that is not here, or the meta device itself; or another one than that of the mesh that the
+            model is sharded over.
     """
-    if device is None:
+    if device is None or not isinstance(model, nn.Module):
         return None
     try:
         target = torch.device(device)
@@ -211,8 +225,24 @@ def target_device(model: nn.Module, device: torch.device | str | None) -> torch.
         raise OptionError(f"device must be a device such as 'cpu' or 'cuda:0'; got {device!r}") from error
     if target.type == "meta":
         raise OptionError("device='meta' has no memory to put numbers into; name a real one, such as 'cpu' or 'cuda:0'")
-    on_meta = any(t.is_meta for t in (*model.parameters(), *model.buffers()) if not is_lazy(t))
-    return target if on_meta else None
+    _check_mesh(model, target)
+    if not any(t.is_meta for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)):
+        return None
+    try:
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:  # of a torch without CUDA
+        raise OptionError(f"device={str(device)!r} cannot be used here: {str(error).strip().partition(chr(10))[0]}") from error
+    return target
+
+
+def _check_mesh(model: nn.Module, target: torch.device) -> None:
+    for name, p in model.named_parameters():
+        mesh = sharded.mesh_device(p)
+        if p.is_meta and mesh is not None and target.type not in (mesh, "cpu"):  # on the CPU: offloaded
+            raise OptionError(
+                f"device={str(target)!r}, but {name!r} is sharded over a mesh of {mesh} devices; pass device={mesh!r}, or "
+                f"build the mesh with init_device_mesh({target.type!r}, …)"
+            )
 
 
 def _own(module: nn.Module) -> dict[str, Tensor]:
@@ -226,18 +256,38 @@ def _around(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts))]
 
 
-def _put_back(module: nn.Module, key: str, tensor: Tensor) -> None:
-    """Where a reset has made a new tensor, take its values, and keep the one that others may refer to."""
-    held: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
-    now = held[key]
+@contextmanager
+def _whole(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Inside, the module has whole tensors in the place of those of which this process holds a part. Gives all that it has."""
+    held = {key: tensor for key, tensor in module._parameters.items() if sharded.is_sharded(tensor)}
+    try:
+        for key, tensor in held.items():
+            assert tensor is not None
+            blank = torch.full(tensor.shape, _blank(tensor), dtype=tensor.dtype, device=tensor.device)
+            module._parameters[key] = nn.Parameter(blank, requires_grad=tensor.requires_grad)
+            vars(module._parameters[key]).update(vars(tensor))  # notes that a reset may look for
+        yield _own(module)
+    finally:
+        module._parameters.update(held)
+
+
+def _put_back(module: nn.Module, key: str, tensor: Tensor, now: Tensor | None) -> None:
+    """Where a reset has made a new tensor, or has set a whole one, take its values, and keep the one that others may refer to."""
     if now is not tensor:
-        if isinstance(now, Tensor):
-            tensor.copy_(now)
+        if now is not None:
+            sharded.assign_(tensor, now)
+        held: dict[str, Any] = module._parameters if key in module._parameters else module._buffers
         held[key] = tensor
+
+
+def _blank(tensor: Tensor) -> float:
+    """What shows that nothing was written."""
+    return float("nan") if tensor.is_floating_point() or tensor.is_complex() else 0
 
 
 def _was_set(tensor: Tensor) -> bool:
     """Whether anything has been written, by ``tensor.data`` too, which leaves no other trace; of integers, anything but 0."""
-    if tensor.is_floating_point() or tensor.is_complex():
-        return not bool(tensor.isnan().any())
-    return bool(tensor.any())
+    here = sharded.local(tensor)
+    if here.is_floating_point() or here.is_complex():
+        return not bool(here.isnan().any())
+    return bool(here.any())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -39,9 +39,11 @@ Adopt = Callable[[Any, Statistic], None]
 class Ranks(Group):
     """The processes that initialize a model. Of one process nothing is sent."""
 
-    def __init__(self, model: object, *, distributed: bool = True) -> None:
-        """Those of the default process group, if there is one and ``distributed`` says so."""
-        super().__init__(_device(model), distributed=distributed)
+    def __init__(self, model: object, *, distributed: bool = True, device: object = None) -> None:
+        """Those of the default process group, if there is one and ``distributed`` says so. ``device``: where a model on the meta
+        device will be.
+        """
+        super().__init__(_device(model, device), distributed=distributed)
         self.careful = self.device.type != "cuda"
         """Whether to look at every operator if all processes are there."""
         self.disordered = False
@@ -206,10 +208,17 @@ class Ranks(Group):
         return None
 
 
-def _device(model: object) -> torch.device:
-    """Of the first parameter."""
+def _device(model: object, target: object) -> torch.device:
+    """Of the first parameter; of one on the meta device where its parts will be, or the target, if that can be used."""
     first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if first is None or first.is_meta else first.device
+    if first is not None and not first.is_meta:
+        return first.device
+    if first is not None and (mesh := sharded.mesh_device(first)) is not None:
+        return torch.device(mesh)
+    with suppress(RuntimeError, AssertionError):  # the caller is told of it once all processes can be
+        if isinstance(target, (str, torch.device)):
+            return torch.empty(0, device=target).device
+    return torch.device("cpu")
 
 
 def _number(position: Position) -> int:

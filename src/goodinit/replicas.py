@@ -13,19 +13,22 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def table(model: nn.Module) -> list[str]:
-    """A line for every parameter: name, shape, dtype."""
+    """A line for every parameter: name, shape, dtype, and whether it has numbers."""
     return [f"{name!r} {_described(parameter)}" for name, parameter in model.named_parameters()]
 
 
 def _described(parameter: Tensor) -> str:
-    return "without a shape yet" if is_lazy(parameter) else f"of shape {tuple(parameter.shape)}, {parameter.dtype}"
+    if is_lazy(parameter):
+        return "without a shape yet"
+    return f"of shape {tuple(parameter.shape)}, {parameter.dtype}{', on the meta device' if parameter.is_meta else ''}"
 
 
 def checksums(model: nn.Module) -> dict[str, int]:
     """Of the parameters that every process holds whole. The bits are added up: the same in any order, on any device."""
     sums: dict[str, Tensor] = {}
     for name, p in model.named_parameters():
-        if type(p) in (nn.Parameter, Tensor) and p.layout is torch.strided and p.element_size() in (*_INTEGERS, 16):
+        here = type(p) in (nn.Parameter, Tensor) and p.layout is torch.strided and not p.is_meta
+        if here and p.element_size() in (*_INTEGERS, 16):
             bits = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
             sums[name] = bits.view(_INTEGERS[bits.element_size()]).sum()
     values: dict[str, int] = {}

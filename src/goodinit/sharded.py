@@ -79,6 +79,57 @@ def reshard(model: nn.Module) -> None:
         part.reshard()
 
 
+# Memory for what is on the meta device.
+
+
+def mesh_device(tensor: Tensor) -> str | None:
+    """The kind of device that a tensor is sharded over; None of one that is not sharded."""
+    return str(cast("Any", tensor).device_mesh.device_type) if is_sharded(tensor) else None
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor like one on the meta device, the same part of it if it is sharded, with memory and no numbers in it."""
+    if not is_sharded(tensor):
+        return torch.empty_like(tensor.detach(), device=device).requires_grad_(tensor.requires_grad)
+    given: Any = tensor
+    part = torch.empty_like(given._local_tensor, device=device)
+    return cast("Tensor", type(given)(part, given._spec, requires_grad=given.requires_grad))
+
+
+def exchange_(tensor: Tensor, twin: Tensor, *, meta: bool) -> None:
+    """Exchange what two such tensors hold; both stay the same objects, and so does whoever refers to them.
+
+    ``meta``: whether ``tensor`` is on the meta device afterwards. If it is already, in a try that was interrupted, it stays so.
+    """
+    # torch.utils.swap_tensors refuses tensors with weak references, as an LSTM's have; those stay right, as the object does.
+    given, other = cast("Any", tensor), cast("Any", twin)
+    if is_sharded(tensor) and given._local_tensor.is_meta != meta:
+        given._local_tensor, other._local_tensor = other._local_tensor, given._local_tensor
+    if tensor.is_meta != meta:
+        torch._C._swap_tensor_impl(tensor, twin)
+
+
+def renew(model: nn.Module) -> Callable[[], None]:
+    """Let FSDP2 take notice of the memory that its shards have now; returns what lets it forget that memory."""
+    given = [(p, p._sharded_param_data) for part in _fsdp_modules(model) for p in _fsdp_parameters(part)]
+    with torch.no_grad():
+        for parameter, _ in given:
+            parameter.reset_sharded_param()
+
+    def forget() -> None:
+        for parameter, before in given:
+            parameter._sharded_param_data = before
+
+    return forget
+
+
+def _fsdp_parameters(module: Any) -> list[Any]:
+    """FSDP2's own objects for the parameters that it gathers with a module."""
+    state = module._get_fsdp_state()
+    groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+    return [parameter for group in groups if group is not None for parameter in group.fsdp_params]
+
+
 # Tensors.
 
 
