@@ -167,6 +167,29 @@ def test_caffe_s_constants():
     assert rates == {0.7}
 
 
+def test_responses_are_normalized_as_by_caffe():
+    """x / (1 + alpha / n sum x^2)^(3/4), the sum over n = 5 channels."""
+    (norm, _) = [m for m in make_network("caffenet", activation="relu").modules() if isinstance(m, nn.LocalResponseNorm)]
+    x = 100 * torch.randn(2, 9, 3, 3)
+    near = torch.stack([x[:, max(c - 2, 0) : c + 3].square().sum(1) for c in range(9)], 1)
+    assert torch.allclose(norm(x), x / (1 + 1e-4 / 5 * near) ** 0.75, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["caffenet", "googlenet"])
+def test_poolings_overlap_and_round_up(name):
+    pools = [m for m in make_network(name, activation="relu").modules() if isinstance(m, nn.MaxPool2d) and m.stride != 1]
+    assert len(pools) == 3  # GoogLeNet has one module for its last two
+    assert {(m.kernel_size, m.stride, m.ceil_mode) for m in pools} == {(3, 2, True)}
+
+
+@pytest.mark.parametrize(("name", "layers"), [("highway11", 11), ("highway19", 19), ("highway32", 32), ("highway-mnist", 10)])
+def test_layers_of_highways(name, layers):
+    """Gates are no layers of their own."""
+    named = make_network(name, activation="relu").named_modules()
+    found = [key for key, m in named if isinstance(m, (nn.Conv2d, nn.Linear)) and not key.endswith("gate")]
+    assert len(found) == layers
+
+
 def test_skipinit_begins_as_the_identity():
     net = make_network("skipinit4")
     prepare_(net, gate_bias=0.0)

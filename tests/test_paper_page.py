@@ -48,7 +48,9 @@ def cells(markdown):
     found: dict[str, list[list[str]]] = {}
     heading = ""
     for line in markdown.splitlines():
-        heading = line[4:] if line.startswith("### ") else heading
+        heading = line[4:] if line.startswith("### ") else line[3:] if line.startswith("## ") else heading
+        if folded := re.fullmatch(r'<details markdown="1"><summary>(.*): not run yet</summary>', line):
+            heading = folded[1]
         if line.startswith("|") and not line.startswith("| ---"):
             found.setdefault(heading, []).append([part.strip() for part in line.strip("|").split("|")])
     return found
@@ -115,6 +117,97 @@ def test_every_cell_of_every_experiment_is_there(tmp_path):
         assert f"{experiment.name}, smoke" not in found
 
 
+def test_tables_that_have_not_run_are_folded(tmp_path):
+    """Others are not: an empty cell beside a full one is seen without a click."""
+    write_page([result(cell_of("table3", "lsuv/relu").run, 0.8)], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "\n### table3, short\n" in text
+    assert "table3, short: not run yet" not in text
+    assert '<details markdown="1"><summary>table3, full: not run yet</summary>\n\nAs published.\n\n|' in text
+    assert "\n### table3, full" not in text
+    assert text.count("<details") == text.count("\n</details>\n") == len(re.findall("No run yet: ", text))
+
+
+def test_what_has_run_is_at_the_top(tmp_path):
+    run = cell_of("table3", "lsuv/relu").run
+    others = [cell_of("table3", name).run for name in ("he/relu", "he/tanh")]
+    results = [result(replace(run, seed=seed), 0.8) for seed in (0, 1)] + [result(other, 0.8) for other in others]
+    results.append(result(replace(run, precision="bfloat16"), 0.8))
+    results.append(result(cell_of("systems-mnist", "lsuv", "full").run, 0.99))
+    found = {line[0]: line for line in page(results, tmp_path)["What has run"]}
+    assert found["experiment"] == ["experiment", "what", "short", "full"]
+    assert found["table3"][2:] == ["3 of 25 cells, 1 to 2 seeds<br>1 of 25 cells, 1 seed, bfloat16", "none of 25 cells"]
+    assert found["systems-mnist"][2:] == ["none of 7 cells", "1 of 7 cells, 1 seed"]
+    every = [result(cell.run, 0.5) for cell in named("newer").selected("short")]
+    assert {line[0]: line[2] for line in page(every, tmp_path)["What has run"]}["newer"] == "all 7 cells, 1 seed"
+
+
+def test_ours_beside_the_published(tmp_path):
+    """With the difference, budgets apart."""
+    short, full = cell_of("table3", "lsuv/relu").run, cell_of("table3", "lsuv/relu", "full").run
+    results = [result(replace(short, seed=seed), accuracy) for seed, accuracy in enumerate((0.80, 0.90))]
+    results += [result(full, 0.9311), result(cell_of("systems-mnist", "lsuv", "full").run, 0.994)]
+    results += [result(cell_of("table3", name).run, accuracy) for name, accuracy in (("he/maxout", 0.7), ("lsuv/sigmoid", None))]
+    results += [result(cell_of("table3", "he/tanh").run, None), result(cell_of("table5", "glorot-before/relu").run, 0.5)]
+    found = page(results, tmp_path)
+    full_ones, short_ones = found["Beside the published: full"], found["Beside the published: short"]
+    assert full_ones == [
+        ["table", "cell", "score", "ours", "published", "difference"],
+        ["table2", "MNIST, softmax, error, lsuv", "error, %", "0.60 (1)", "0.48", "+0.12"],  # one run is in two tables
+        ["table3", "lsuv, relu", "accuracy, %", "93.11 (1)", "92.11", "+1.00"],
+        ["systems-mnist", "FitNet-MNIST, LSUV", "error, %", "0.60 (1)", "0.48", "+0.12"],
+    ]
+    assert short_ones[1:] == [
+        ["table3", "lsuv, relu", "accuracy, %", "85.00 ± 7.07 (2)", "92.11", "-7.11"],
+        ["table3", "lsuv, sigmoid", "accuracy, %", "n/c (1)", "n/c", "neither converged"],
+        ["table3", "he, maxout", "accuracy, %", "70.00 (1)", "n/c", "ours converged"],
+        ["table3", "he, tanh", "accuracy, %", "n/c (1)", "89.54", "ours did not converge"],
+    ]
+    write_page([], tmp_path / "none.md")
+    assert "Ours beside the published" not in (tmp_path / "none.md").read_text()
+
+
+def test_figures_on_other_images_are_not_compared(tmp_path):
+    """The short budget of imagenet is on Tiny ImageNet."""
+    found = page([result(cell_of("imagenet", "lsuv/caffenet").run, 0.3)], tmp_path)
+    assert found["imagenet, short"][1] == ["LSUV", "30.00 (1)", "·"]
+    assert found["imagenet, full"][1] == ["LSUV", "·<br>*published 47.10*", "·"]
+    assert "Beside the published: short" not in found
+
+
+def test_the_deepest_network_of_each_method(tmp_path):
+    """By panel; half of the test images right counts as trained, and the mean over the seeds decides."""
+    accuracies: dict[str, dict[int, float | None]] = {
+        "relu-lsuv": {10: 0.95, 20: 0.9, 50: 0.5, 100: 0.49, 200: None},
+        "tanh-lsuv": {10: 0.9, 20: 0.1135, 50: 0.8},
+        "relu-he": {10: 0.3, 20: None},
+        "tanh-he": dict.fromkeys((10, 20, 50, 100, 200), 0.9),
+    }
+    results = [
+        result(cell_of("depth", f"{row}/{depth}", "full").run, accuracy, guessing=0.123)
+        for row, by_depth in accuracies.items()
+        for depth, accuracy in by_depth.items()
+    ]
+    results.append(result(replace(cell_of("depth", "tanh-he/200", "full").run, seed=1), None, guessing=0.08))
+    write_page(results, tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    found = {line[0]: line[1:] for line in cells(text)["depth, full"]}
+    assert found["method"] == ["ReLU", "VLReLU", "tanh", "sigmoid"]
+    assert found["LSUV"] == ["50", "·", "50 (not 20; 100, 200 not run)", "·"]
+    assert found["He"] == ["none (50, 100, 200 not run)", "·", "100", "·"]  # (0.9 + 0.08) / 2 with 200 layers
+    assert found["ReLU, LSUV"] == ["95.00 (1)", "90.00 (1)", "50.00 (1)", "49.00 (1)", "n/c (1)"]
+    assert "ends with 50% of the test images right or more, as the mean over the seeds; one that guesses has up to 12%" in text
+    assert "method" not in [line[0] for line in cells(text)["depth, short"]]
+
+
+def test_teachers_are_shown(tmp_path):
+    student = cell_of("systems-mnist", "hints").run
+    write_page([result(student.teacher_run, 0.995), result(student, 0.99)], tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text()
+    assert "\nLearnt from: teacher-mnist 0.50 (1).\n" in text
+    assert cells(text)["systems-mnist, short"][0] == ["", "error, %"]
+
+
 def test_where_the_figures_come_from(tmp_path):
     run = cell_of("table3", "lsuv/relu").run
     lossy = {"train": {"images": 100, "encodings": {"JPEG": 7, "PNG": 93}}}
@@ -147,6 +240,11 @@ def test_timings(tmp_path):
     found = page(results, tmp_path)["timings, full"]
     assert found[3] == ["GoogLeNet, 32 images of 224x224", "2<br>*published 24*", "5<br>*published 60*"]
     assert found[5][1:] == ["0.5 (1.00 times)", "0.7 (1.40 times)", "0.6 (1.20 times)"]
+    compared = page(results, tmp_path)["Beside the published: full"]
+    assert [line[1:] for line in compared[1:]] == [
+        ["GoogLeNet, 32 images of 224x224, orthonormal", "seconds", "2", "24", "0.083 times"],
+        ["GoogLeNet, 32 images of 224x224, lsuv", "seconds", "5", "60", "0.083 times"],
+    ]
     (table,) = fillings(named("timings"), results, ())
     assert times(table.cells[2]) == {"orthonormal": 2.0, "lsuv": 5.0}
 

@@ -21,7 +21,7 @@ pytest.importorskip("datasets")
 
 from goodinit.cli import app
 from goodinit.paper.config import Training, run_of
-from goodinit.paper.experiment import experiments
+from goodinit.paper.experiment import experiments, read
 from goodinit.paper.results import Results
 from image_sets import write_set
 
@@ -330,14 +330,36 @@ def test_every_experiment_at_smoke_on_real_data(monkeypatch, tmp_path, place):
     if not folder.is_dir():
         pytest.skip("no data sets: name a folder that holds them with GOODINIT_DATA_DIR")
     monkeypatch.delenv("GOODINIT_CACHE", raising=False)
-    cells = 0
-    for experiment_ in experiments():
-        cells += len({cell.run for cell in experiment_.selected("smoke")} - {result.run for result in Results(tmp_path).read()})
-        done = CliRunner().invoke(
-            app, ["reproduce", experiment_.name, "--budget", "smoke", "--data-dir", str(folder), "--results", str(tmp_path)]
-        )
-        assert done.exit_code == 0, done.output
-    assert len(rows(tmp_path)) == cells > 100
+    words = ["reproduce", "all", "--budget", "smoke", "--data-dir", str(folder), "--results", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    runs = {cell.run for experiment_ in experiments() for cell in experiment_.selected("smoke")}
+    teachers = {run.teacher_run for run in runs if isinstance(run, Training) and run.teacher}
+    assert {result.run for result in Results(tmp_path).read()} == runs | teachers
+    assert len(rows(tmp_path)) == len(runs | teachers) > 100
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code == 0, again.output
+    assert f"{sum(len(e.selected('smoke')) for e in experiments())} finished before; rows in" in again.output
+
+
+def test_all_experiments_one_after_the_other(place, monkeypatch, tmp_path):
+    own = [read(Path(experiment(place, iterations))) for iterations in (2, 3)]
+    monkeypatch.setattr("goodinit.paper.experiment.experiments", lambda: own)
+    done = call(place, monkeypatch, "all", tmp_path / "r")
+    assert done.exit_code == 0, done.output
+    assert [row["experiment"] for row in rows(tmp_path / "r")] == ["own-2"] * 4 + ["own-3"] * 4
+    assert {row["command"] for row in rows(tmp_path / "r")} == {
+        f"goodinit reproduce own-{iterations}.toml --budget short --seeds 1" for iterations in (2, 3)
+    }
+    assert "8 finished before; rows in" in call(place, monkeypatch, "all", tmp_path / "r").output
+    before = (tmp_path / "r" / "runs.jsonl").read_bytes()
+    for more, message in (
+        (["--only", "softmax"], "goodinit: --only is for one experiment, whose rows it names; got all"),
+        (["--budget", "shrt"], "goodinit: budget must be one of smoke, short, full; got 'shrt'"),
+    ):
+        refused = call(place, monkeypatch, "all", tmp_path / "r", *more)
+        assert (refused.exit_code, message in refused.output) == (2, True), refused.output
+    assert (tmp_path / "r" / "runs.jsonl").read_bytes() == before
 
 
 def test_other_data_are_another_run(place, monkeypatch, tmp_path):

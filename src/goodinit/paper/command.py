@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from goodinit.console import errors_shown
 from goodinit.errors import OptionError, did_you_mean, require
 
 if TYPE_CHECKING:
+    from goodinit.paper.experiment import Experiment
     from goodinit.paper.order import Order
     from goodinit.paper.runner import Launcher
 
 RESULTS = Path("goodinit-results")
+ALL = "all"
 
 
 class _Group(TyperGroup):
@@ -60,6 +63,7 @@ def list_() -> None:
     for experiment in experiments.experiments():
         for budget in set(experiment.cells) - {"smoke", "short", "full"}:
             typer.echo(f"{experiment.name} has another one, {budget}: {experiment.budgets[budget]}")
+    typer.echo(f"all of them, one after the other: goodinit reproduce {ALL}")
 
 
 @app.command()
@@ -88,7 +92,9 @@ def report(
 
 @app.command()
 def run(
-    what: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="Its name, or a TOML file with one of your own.")],
+    what: Annotated[
+        str, typer.Argument(metavar="EXPERIMENT", help="Its name, a TOML file with one of your own, or all: one after the other.")
+    ],
     *,
     budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds; minutes a run; as published.")] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
@@ -118,19 +124,20 @@ def run(
         require("numpy", extra="paper")
         import torch  # noqa: PLC0415 - what follows takes its time, which other commands need not spend
 
-        from goodinit.paper import experiment as experiments  # noqa: PLC0415
         from goodinit.paper.order import Order, device_named  # noqa: PLC0415
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
         from goodinit.paper.runner import reproduce  # noqa: PLC0415
         from goodinit.paper.show import audience  # noqa: PLC0415
         from goodinit.paper.world import processes  # noqa: PLC0415
 
-        experiment = experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)
         patterns = tuple(pattern.strip() for given in only or () for pattern in given.split(",") if pattern.strip())
-        order = Order(
-            experiment, budget, seeds, patterns, data_dir, device_named(device), compiled, precision or None, save_every
-        )
-        order.runs()  # refuses what cannot be meant
+        device = device_named(device)
+        orders = [
+            Order(each, budget, seeds, patterns, data_dir, device, compiled, precision or None, save_every)
+            for each in _experiments(what, patterns)
+        ]
+        for order in orders:
+            order.runs()  # refuses what cannot be meant, before anything is done
         if threads < 0:
             raise OptionError(f"threads must be 1 or more; got {threads}")
         if threads:
@@ -141,14 +148,27 @@ def run(
             raise OptionError(
                 "--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not"
             )
-        gpus = float(order.device == "cuda") if gpus is None else gpus
+        gpus = float(device == "cuda") if gpus is None else gpus
         launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)
-        finished = Results(results)
-        provenance = Provenance.gathered(_command(order), order.device, compiled=compiled)
-        with processes(order.device) as world, audience(world.first, tensorboard) as shown, _taken_up_again():
-            count = reproduce(order, finished, provenance, shown, launch)
+        finished, count = Results(results), Counter[str]()
+        # Made before the first run: the sources may change while it goes on.
+        origins = [Provenance.gathered(_command(order), device, compiled=compiled) for order in orders]
+        with processes(device) as world, audience(world.first, tensorboard) as shown, _taken_up_again():
+            for order, origin in zip(orders, origins, strict=True):
+                count += reproduce(order, finished, origin, shown, launch)
         if world.first:
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+
+
+def _experiments(what: str, patterns: tuple[str, ...]) -> list[Experiment]:
+    """The one of a name or a file; all that come with goodinit."""
+    from goodinit.paper import experiment as experiments  # noqa: PLC0415 - other commands do not need it
+
+    if what != ALL:
+        return [experiments.read(Path(what)) if what.endswith(".toml") else experiments.named(what)]
+    if patterns:
+        raise OptionError(f"--only is for one experiment, whose rows it names; got {what}, whose experiments have different ones")
+    return experiments.experiments()
 
 
 @contextmanager

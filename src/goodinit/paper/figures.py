@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goodinit.paper.config import Walk
-from goodinit.paper.results import Result
-from goodinit.paper.tables import Filled, Filling
+from goodinit.paper.tables import Filled, Filling, by_title, final_accuracy
 from goodinit.plots import COLOURS, MARKERS, new_figure
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def draw(table: Filling, path: Path) -> bool:
     figure = new_figure(max(6.0, 5.0 * len(panels)), 4.2)
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, cells) in zip(axes, panels.items(), strict=True):
-        paint(ax, {name: filled for name, filled in _by_row(table, cells).items() if any(f.results for f in filled)})
+        paint(ax, {name: filled for name, filled in by_title(table, cells).items() if any(f.results for f in filled)})
         ax.set_title(title, fontsize="medium")
     for ax in axes[1:]:
         ax.set_ylabel("")
@@ -46,15 +45,6 @@ def _panels(table: Filling, *, by_column: bool) -> dict[str, list[Filled]]:
         key = filled.cell.column if by_column else table.experiment.panels.get(filled.cell.row, "")
         panels.setdefault(key, []).append(filled)
     return panels
-
-
-def _by_row(table: Filling, cells: list[Filled]) -> dict[str, list[Filled]]:
-    """By the rows' titles, without the name of the panel that they begin with."""
-    rows: dict[str, list[Filled]] = {}
-    for filled in cells:
-        title = table.experiment.titles.get(filled.cell.row, filled.cell.row)
-        rows.setdefault(title.removeprefix(f"{table.experiment.panels.get(filled.cell.row)}, "), []).append(filled)
-    return rows
 
 
 Rows = dict[str, list[Filled]]
@@ -89,7 +79,7 @@ def _curves(ax: Axes, rows: Rows) -> None:
 def _columns(ax: Axes, rows: Rows) -> None:
     """Accuracy by the columns, which are numbers; where runs did not converge that of guessing."""
     for i, (name, cells) in enumerate(rows.items()):
-        points = {int(f.cell.column): [100 * _accuracy(r) for r in f.results] for f in cells if f.results}
+        points = {int(f.cell.column): [100 * final_accuracy(r) for r in f.results] for f in cells if f.results}
         xs = sorted(points)
         ax.plot(xs, [statistics.mean(points[x]) for x in xs], label=name, **_style(i))
         _spread(ax, xs, [points[x] for x in xs], i)
@@ -99,12 +89,6 @@ def _columns(ax: Axes, rows: Rows) -> None:
     ax.set_xlabel("layers")
     ax.set_ylabel("test accuracy, %")
     ax.legend(frameon=False, fontsize="small")
-
-
-def _accuracy(result: Result) -> float:
-    """The final one; of a run that diverged that of a network that guesses."""
-    final = result.row["final_accuracy"]
-    return float(result.row["guessing"] if final is None else final)
 
 
 def _spread(ax: Axes, xs: Sequence[int], values: Sequence[Sequence[float]], i: int) -> None:

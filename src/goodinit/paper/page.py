@@ -11,7 +11,20 @@ from goodinit.files import write_whole
 from goodinit.paper.experiment import Experiment, experiments
 from goodinit.paper.figures import draw
 from goodinit.paper.results import Result
-from goodinit.paper.tables import Drift, Filled, Filling, drift, fillings, median_update, times
+from goodinit.paper.summary import summary
+from goodinit.paper.tables import (
+    TRAINED,
+    Drift,
+    Filled,
+    Filling,
+    by_method,
+    deepest,
+    drift,
+    fillings,
+    markdown,
+    median_update,
+    times,
+)
 
 # Budgets whose tables are shown even where no run has filled them yet. Smoke is a test, no figure.
 _SHOWN = ("short", "full")
@@ -53,14 +66,13 @@ def write_page(results: Sequence[Result], out: Path, own: Sequence[Experiment] =
     """
     folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-pictures")
     pictures: list[Path] = []
-    parts = [_INTRODUCTION]
-    for experiment in (*experiments(), *own):
+    tables = [(e, [t for t in fillings(e, results, _SHOWN) if t.budget != _HIDDEN]) for e in (*experiments(), *own)]
+    parts = [_INTRODUCTION, summary([table for _, found in tables for table in found])]
+    for experiment, found in tables:
         parts.append(_heading(experiment))
-        for table in fillings(experiment, results, _SHOWN):
-            if table.budget == _HIDDEN:
-                continue
+        for table in found:
             parts.append(section(table))
-            picture = folder / f"{experiment.name}-{table.budget}{_precision(table, '-')}.png"
+            picture = folder / f"{experiment.name}-{table.budget}{table.reduced.replace(', ', '-')}.png"
             if draw(table, picture):
                 pictures.append(picture)
                 parts.append(f"![{experiment.title}, {table.budget}]({folder.name}/{picture.name})\n")
@@ -74,14 +86,15 @@ def _heading(experiment: Experiment) -> str:
 
 
 def section(table: Filling) -> str:
-    """A table as Markdown, and under it where its figures come from."""
-    grid = {"timing": _timings, "walk": _walks, "training": _scores}[table.experiment.kind](table)
-    title = f"### {table.experiment.name}, {table.budget}{_precision(table, ', ')}"
-    return "\n".join([title, "", f"{_sentence(table.experiment.budgets[table.budget])}", "", grid, "", _provenance(table), ""])
-
-
-def _precision(table: Filling, before: str) -> str:
-    return "" if table.precision == "float32" else f"{before}{table.precision}"
+    """A table as Markdown, and under it where its figures come from; folded where it has none."""
+    experiment, budget = table.experiment, table.budget
+    grid = {"timing": _timings, "walk": _walks, "training": _scores}[experiment.kind](table)
+    title = f"{experiment.name}, {budget}{table.reduced}"
+    parts = [_sentence(experiment.budgets[budget]), *_deepest(table), grid, *_teachers(table), _provenance(table)]
+    if table.results:
+        return "\n\n".join([f"### {title}", *parts]) + "\n"
+    # The attribute is for the site's Markdown, which otherwise leaves what is inside as it is.
+    return "\n\n".join([f'<details markdown="1"><summary>{title}: not run yet</summary>', *parts, "</details>"]) + "\n"
 
 
 def _sentence(text: str) -> str:
@@ -91,20 +104,43 @@ def _sentence(text: str) -> str:
 def _scores(table: Filling) -> str:
     """Rows and columns of the experiment; published figures on a line of their own in each cell."""
     updates = table.experiment.figure == "updates"
-    lines = [["", *table.columns]]
+    (score, *others) = dict.fromkeys(filled.cell.score for filled in table.cells)
+    lines = [["", *(column or ("" if others else f"{score}, %") for column in table.columns)]]
     for row in table.rows:
         cells = (table.at(row, column) for column in table.columns)
-        lines.append([table.experiment.titles.get(row, row), *("" if c is None else _cell(c, updates=updates) for c in cells)])
+        lines.append([table.title(row), *("" if c is None else _cell(c, updates=updates) for c in cells)])
     return markdown(lines)
+
+
+def _deepest(table: Filling) -> list[str]:
+    """Where the columns are numbers of layers: the largest with which each method trains its network, a column a panel."""
+    if table.experiment.figure != "columns" or not table.results:
+        return []
+    methods = by_method(table)
+    panels = list(dict.fromkeys(panel for cells in methods.values() for panel in cells))
+    lines = [["method", *panels]]
+    lines += [[method, *(deepest(cells.get(panel, ())) for panel in panels)] for method, cells in methods.items()]
+    guessing = max(float(result.row["guessing"]) for result in table.results)
+    told = (
+        f"The deepest network that each method trains. Trained is one that ends with {TRAINED:.0%} of the test images right or "
+        f"more, as the mean over the seeds; one that guesses has up to {guessing:.0%}, and a run that diverged counts as that. "
+        "In brackets: fewer layers with which the method failed, more layers that have not run. All accuracies follow."
+    )
+    return [told, markdown(lines)]
+
+
+def _teachers(table: Filling) -> list[str]:
+    """The teachers of the networks in the table, as a sentence."""
+    named = [f"{filled.cell.column} {filled}" for filled in table.teachers]
+    return [f"Learnt from: {', '.join(named)}."] if named else []
 
 
 def _cell(filled: Filled, *, updates: bool) -> str:
     lines = [str(filled)]
     if updates and (size := median_update(filled)) is not None:
         lines.append(f"update {size:.2%}")
-    if filled.cell.published is not None:
-        published = filled.cell.published
-        lines.append(f"*published {published if isinstance(published, str) else f'{published:.2f}'}*")
+    if filled.published:
+        lines.append(f"*published {filled.published}*")
     return "<br>".join(lines)
 
 
@@ -112,7 +148,7 @@ def _timings(table: Filling) -> str:
     """Seconds of every contender beside the published; of training steps the ratio to that without normalization."""
     inits, steps = [["seconds", "orthonormal", "LSUV"]], [["seconds", "no BN", "BN before", "BN after"]]
     for filled in table.cells:
-        title, found = table.experiment.titles.get(filled.cell.row, filled.cell.row), times(filled)
+        title, found = table.title(filled.cell.row), times(filled)
         if getattr(filled.cell.run, "measure", "") == "init":
             published = table.experiment.published[filled.cell.row]
             inits.append([title, *(_seconds(found.get(name), published.get(name)) for name in ("orthonormal", "lsuv"))])
@@ -126,7 +162,7 @@ def _walks(table: Filling) -> str:
     lines = [["", "drift", "step", "ratio"]]
     for filled in table.cells:
         found = drift(filled)
-        title = table.experiment.titles.get(filled.cell.row, filled.cell.row)
+        title = table.title(filled.cell.row)
         nothing = ["·" if not filled.results else "0 or infinite"] * 3
         lines.append([title, *(nothing if found is None else _drift(found))])
     return markdown(lines)
@@ -184,9 +220,3 @@ def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
                 of = row["data"]["train"]["images"]
                 lossy[row["run"]["data"]] = f"{row['run']['data']} from {count:,} lossy JPEG files among {of:,} training images"
     return list(lossy.values())
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table; the first line is its head."""
-    head, *body = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join([head, f"|{' --- |' * len(lines[0])}", *body])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ class Result:
 
     run: Run
     row: Mapping[str, Any]
+
+    @cached_property
+    def of_any_seed(self) -> Run:
+        """The run with seed 0: equal for all seeds of a run."""
+        return replace(self.run, seed=0)
 
     @property
     def converged(self) -> bool:
@@ -78,11 +84,6 @@ class Results:
             SaveError: the disk is full; the rows are as they were.
         """
         append_line(self.file, row)
-
-
-def same_but_seed(run: Run, other: Run) -> bool:
-    """Whether two runs differ in nothing but the seed."""
-    return type(run) is type(other) and replace(run, seed=0) == replace(other, seed=0)
 
 
 @dataclass(frozen=True)
