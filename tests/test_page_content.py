@@ -49,6 +49,11 @@ def test_of_a_report_alone_the_stds_as_drawn_and_after():
     }
 
 
+def test_of_a_report_on_weights_that_were_kept_the_stds_before_and_after():
+    content = content_of(Sources(replace(report("a", "b"), drawn=False)))
+    assert content.data["sides"] == ["before", "after"]
+
+
 def test_signals_take_the_place_of_the_report_s_stds():
     content = content_of(Sources(report("a", "b"), signal(0.1, 0.01), signal(1.0, 1.0)))
     assert content.data["sides"] == ["before", "after"]

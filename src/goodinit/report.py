@@ -88,6 +88,8 @@ class Report:
     """How often all of them were measured."""
     choice: Choice | None = None
     """Of ``target_std="auto"``: what was chosen, and why."""
+    drawn: bool = True
+    """Whether weights were drawn before they were scaled: not with ``pre_init=None``."""
 
     @property
     def ok(self) -> bool:
@@ -133,7 +135,10 @@ class Report:
         return "\n".join([*parts, *([] if self.choice is None else [str(self.choice)])])
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return _COLUMNS, [_cells(record) for record in self.records]
+        return self._head(), [_cells(record) for record in self.records]
+
+    def _head(self) -> tuple[str, ...]:
+        return ("weight", "operator", "shape", "std as drawn" if self.drawn else "std before", "std after", "factor", "status")
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -189,10 +194,9 @@ class Report:
 
         styles = [None if r.status in ("scaled", "shared", "drawn") else "dim" if r.ok else "bold red" for r in self.records]
         below = [self.summary(), *([] if self.choice is None else [str(self.choice)])]
-        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), *below)
+        return Group(rich_table(self._head(), map(_cells, self.records), right=_RIGHT, styles=styles), *below)
 
 
-_COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
 _RIGHT = frozenset({3, 4, 5})
 
 
