@@ -164,6 +164,7 @@ class Report:
         before: Signal | None = None,
         after: Signal | None = None,
         title: str = "",
+        source: str = "",
         lr: float | None = None,
     ) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
@@ -173,6 +174,7 @@ class Report:
             before: what `goodinit.measure` found before the initialization.
             after: what it found after it.
             title: of the page.
+            source: of the model and the data, a line under the title: ``"net.py:Net on images/; seed 0"``.
             lr: learning rate for the relative updates; by default that for which ``after`` or ``before`` was measured, or 0.01.
 
         Returns:
@@ -186,7 +188,7 @@ class Report:
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a report does not need it
         from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, Sources(self, before, after, lr=lr), title=title)
+        return save_page(path, Sources(self, before, after, lr=lr), title=title, source=source)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""

@@ -139,12 +139,13 @@ class Signal:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
-    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
+    def save_html(self, path: str | Path, *, title: str = "", source: str = "", lr: float | None = None) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
 
         Args:
             path: of the file, whose name ends in ``.html``.
             title: of the page.
+            source: of the model and the data, a line under the title: ``"net.py:Net on images/; seed 0"``.
             lr: learning rate for the relative updates; by default that of the measurement, or 0.01.
 
         Returns:
@@ -158,7 +159,7 @@ class Signal:
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
         from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, Sources(after=self, lr=lr), title=title)
+        return save_page(path, Sources(after=self, lr=lr), title=title, source=source)
 
     def __rich__(self) -> Any:
         """The table for rich's console; layers at which a fault begins are red."""

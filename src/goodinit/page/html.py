@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,13 +23,14 @@ _SUFFIXES = (".html", ".htm")
 _MOST_NOTES, _MOST_NAMES = 8, 6
 
 
-def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
+def save_page(path: str | Path, sources: Sources, *, title: str = "", source: str = "") -> Path:
     """Write a page about an initialization, a signal, or two signals.
 
     Args:
         path: of the file, whose name ends in ``.html``.
         sources: what the page is about.
         title: of the page.
+        source: of the model and the data, a line under the title.
 
     Returns:
         The path.
@@ -42,7 +44,7 @@ def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
     check_page_path(path)
     if not 0 < sources.rate < math.inf:
         raise OptionError(f"lr must be a positive number, not {sources.rate!r}")
-    page = rendered(content_of(sources, title))
+    page = rendered(content_of(sources, title), source)
     write_whole(path, page.encode("utf-8", "backslashreplace"))  # a name may hold half a surrogate pair
     return path
 
@@ -58,8 +60,8 @@ def check_page_path(path: Path) -> None:
     check_writable(path, what="a page", example="goodinit.html")
 
 
-def rendered(content: Content) -> str:
-    """The page as text.
+def rendered(content: Content, source: str = "") -> str:
+    """The page as text; ``source``: of the model and the data.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
@@ -74,6 +76,8 @@ def rendered(content: Content) -> str:
         most_notes=_MOST_NOTES,
         most_names=_MOST_NAMES,
         version=goodinit.__version__,
+        source=source,
+        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         style=environment.filters["safe"](style),
         script=environment.filters["safe"](script),
         policy=_policy(style, script),
