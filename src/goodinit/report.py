@@ -233,6 +233,17 @@ def number(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e4 or math.isnan(value) else f"{value:.1e}"
 
 
+def percent(value: float | None) -> str:
+    """A share in percent, three digits, or scientific where that would hide the value; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    percents = 100 * value
+    if percents == 0:
+        return "0 %"
+    digits = f"{percents:.1e}" if abs(percents) < 1e-2 or abs(percents) >= 1e4 else f"{percents:#.3g}".rstrip(".")
+    return f"{digits} %"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> str:
     """Cells in columns that line up, those with a number in ``right`` to the right."""
     lines = [head, *rows]
