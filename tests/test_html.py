@@ -77,6 +77,18 @@ def test_of_signals(tmp_path):
     assert "before" in REPORT.save_html(tmp_path / "c.html", before=signal, after=signal).read_text("utf-8")
 
 
+def test_the_tree_of_a_flat_model_is_closed(tmp_path):
+    nested = replace(REPORT, records=tuple(replace(RECORD, name=f"body.{i}.weight") for i in range(2)))
+    for report, place in ((REPORT, 'flat">\n<details class="modules">'), (nested, '<details class="modules" open>')):
+        assert place in report.save_html(tmp_path / "a.html").read_text("utf-8")
+
+
+def test_code_in_advice_is_marked_as_code(tmp_path):
+    signal = Signal(tuple(replace(LAYER, name=f"{i}.weight", std=0.5**i) for i in range(30)))
+    text = signal.save_html(tmp_path / "a.html").read_text("utf-8")
+    assert re.search(r'<p class="advice">LSUV mends this: <code>goodinit\.lsuv_\(model, data\)</code> \w', text)
+
+
 def test_nothing_is_loaded_from_anywhere(tmp_path):
     page = Page(REPORT.save_html(tmp_path / "a.html", after=Signal((LAYER,))).read_text("utf-8"))
     links = [value for _, attributes in page.elements for key, value in attributes.items() if key in ("src", "href")]

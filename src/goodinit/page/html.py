@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +20,7 @@ from goodinit.page.sources import Sources
 # Read in this order: each uses what those before it define.
 _SCRIPTS = ("data.js", "scale.js", "chart.js", "zoom.js", "layer.js", "table.js", "tree.js", "start.js")
 _SUFFIXES = (".html", ".htm")
+_CODE = re.compile(r"""([\w.]*\w\([^()]*\)|\w+=(?:'[^']*'|"[^"]*"|\w+(?:\.\w+)*)?)""")
 # More of them than a person reads are folded or left out.
 _MOST_NOTES, _MOST_NAMES = 8, 6
 
@@ -70,6 +72,7 @@ def rendered(content: Content, source: str = "") -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script = _style(content), "\n".join(["'use strict';", *map(_asset, _SCRIPTS)])
+    environment.filters["pieces"] = _pieces
     page: str = environment.from_string(_asset("template.html")).render(
         content=content,
         healths=HEALTHS,
@@ -83,6 +86,15 @@ def rendered(content: Content, source: str = "") -> str:
         policy=_policy(style, script),
     )
     return page
+
+
+def _pieces(text: str) -> list[tuple[str, bool]]:
+    """Stretches of a text, each with whether it is code: a call, an argument.
+
+    >>> _pieces("Try lsuv_(model, data) or center=True.")
+    [('Try ', False), ('lsuv_(model, data)', True), (' or ', False), ('center=True', True), ('.', False)]
+    """
+    return [(part, i % 2 == 1) for i, part in enumerate(_CODE.split(text)) if part]
 
 
 def _style(content: Content) -> str:
