@@ -37,6 +37,7 @@ def refused(error, message, model, data, **options):
         ({"skip": [0]}, "skip: patterns are strings such as 'head\\*'; got 0"),
         ({"mode": "training"}, "mode must be 'train' or 'eval'; got 'training'"),
         ({"pre_init": "gaussian"}, "pre_init must be 'orthonormal', 'structured', None or a function .* got 'gaussian'"),
+        ({"pre_init": "orthogonal"}, r"got 'orthogonal' \(did you mean 'orthonormal'\?\)"),
     ],
 )
 def test_options(options, message):

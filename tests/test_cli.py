@@ -153,14 +153,18 @@ def test_help_fits_a_narrow_terminal(command):
 def test_help_says_what_exit_codes_mean(command):
     shown = " ".join(call(command, "--help").output.split())
     assert (
-        "Exit codes: 0 done; 1 it failed, or --check found fault; 2 the command cannot be meant, and nothing was run; 130"
+        "Exit codes: 0 done; 1 the command is fine, but the files, the packages or the model are not, or --check found fault; 2"
         in shown
     )
 
 
 @pytest.mark.parametrize(
     ("words", "completed"),
-    [("goodinit in", ["init", "inspect"]), ("goodinit init --ta", ["--target-std"]), ("goodinit reproduce li", ["list"])],
+    [
+        ("goodinit in", ["init", "inspect"]),
+        ("goodinit init --ta", ["--target-std", "--target-mean"]),
+        ("goodinit reproduce li", ["list"]),
+    ],
 )
 def test_shells_complete_commands_and_options(words, completed):
     """What the script that --install-completion installs asks; without torch, which would take seconds to load."""

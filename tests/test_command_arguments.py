@@ -36,7 +36,7 @@ def test_no_keywords(given, message):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [([], 1.0), (["2"], 2.0), (["head=0.1", "*.0=2"], {"head": 0.1, "*.0": 2.0}), (["a=b=3"], {"a=b": 3.0})],
+    [([], 1.0), (["2"], 2.0), (["head=0.1", "*.0=2"], {"head": 0.1, "*.0": 2.0}), (["a=b=3"], {"a=b": 3.0}), (["auto"], "auto")],
 )
 def test_targets(given, expected):
     assert targets(given) == expected
@@ -45,7 +45,8 @@ def test_targets(given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["one"], "--target-std: expected a number, or pattern=number such as 'head=0.1'; got 'one'"),
+        (["one"], "--target-std: expected a number, pattern=number such as 'head=0.1', or auto; got 'one'"),
+        (["auto", "head=1"], "'auto' is for all weights, so it cannot stand beside others$"),
         (["head="], "expected a number, .*; got ''"),
         (["0.5", "head=1"], r"'0.5' is for all weights, so it cannot stand beside others; .* name '\*=0.5' last"),
     ],

@@ -65,6 +65,38 @@ def test_options_reach_the_initialization(project):
     assert found["data"].startswith("48 samples of noise of unit variance, 3x9x9; no real data, float32 made float64 as the ")
 
 
+def test_the_target_chosen_by_what_signal_and_gradient_show(project):
+    found = printed_json("init", "net:Net", *NOISE, "--target-std", "auto")
+    assert found["report"]["choice"] is not None
+    assert 1 < found["report"]["forward_passes"] <= 11
+
+
+def test_centring_and_other_variances(project):
+    x = torch.randn(64, 3, 9, 9)
+    save_file({"x": x}, "batch.safetensors")
+    save = ("--data", "batch.safetensors", "--out", "w.safetensors")
+    assert call("init", "net:Net", *save, "--center", "--target-mean", "1").exit_code == 0
+    net = importlib.import_module("net").Net()
+    load_model(net, "w.safetensors")
+    first, *_, last = goodinit.measure(net, x)
+    assert (first.mean, last.mean) == pytest.approx((1, 0), abs=1e-3)
+    assert call("init", "net:Net", *save, "--variance", "samples").exit_code == 0
+    load_model(net, "w.safetensors")
+    assert [layer.sample_std for layer in goodinit.measure(net, x)] == pytest.approx([1] * 4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--variance", "sample"], "--variance must be all, samples or channels; got 'sample' (did you mean 'samples'?)"),
+        (["--target-mean", "1"], "--target-mean is what --center brings the channels' means to: give both"),
+        (["--pre-init", "orthogonal"], "got 'orthogonal' (did you mean 'orthonormal'?)"),
+    ],
+)
+def test_ways_to_initialize_that_cannot_be_meant(project, options, message):
+    assert message in refused(2, "init", "net:Net", *NOISE, *options)
+
+
 def weights(*options, seed=0):
     assert call("init", "net:Net", *NOISE, "--out", "w.safetensors", "--seed", seed, *options).exit_code == 0
     return load_file("w.safetensors")
@@ -72,10 +104,11 @@ def weights(*options, seed=0):
 
 def test_weights_are_orthonormal_gaussian_or_the_model_s_own_up_to_their_scale(project):
     gram = {}
-    for pre_init in ("orthonormal", "gaussian"):
+    for pre_init in ("orthonormal", "structured", "gaussian"):
         w = weights("--pre-init", pre_init)["head.weight"]
         gram[pre_init] = (w @ w.T / w.square().sum(1).mean() - torch.eye(4)).abs().max().item()
     assert gram["orthonormal"] < 1e-5
+    assert gram["structured"] < 1e-5
     assert gram["gaussian"] > 0.05
     torch.manual_seed(0)
     Net = importlib.import_module("net").Net
@@ -177,7 +210,7 @@ def test_a_weight_that_cannot_be_scaled_is_a_warning_or_a_failure(project):
         (["net:Net", *NOISE, "--skip", "hed"], 2, r"skip: the pattern 'hed' matches no parameter .* \(did you mean 'head'"),
         (["net:Net", *NOISE, "--target-std", "hed=2"], 2, r"target_std: the pattern 'hed' matches no .* \(did you mean 'head'"),
         (["net:Net", *NOISE, "--target-std", "0"], 2, "target_std must be a positive number .* got 0.0"),
-        (["net:Net", *NOISE, "--pre-init", "normal"], 2, "--pre-init must be orthonormal, gaussian or none; got 'normal'"),
+        (["net:Net", *NOISE, "--pre-init", "normal"], 2, "must be orthonormal, structured, gaussian or none; got 'normal'"),
         (["net:Net", *NOISE, "--dtype", "half"], 2, "--dtype must be float32, float64, float16 or bfloat16; got 'half'"),
         (["net:Net", *NOISE, "--device", "gpu"], 2, "--device gpu: .*; try --device cpu"),
         (["net:Net", *NOISE, "--batches", "0"], 2, "--batches must be 1 or more; got 0"),

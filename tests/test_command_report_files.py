@@ -33,11 +33,12 @@ def test_pages_and_pictures(tmp_path, found, alone):
     pytest.importorskip("jinja2")
     names = {"a.html": b"<!doctype html>", "a.png": b"\x89PNG", "a.svg": b"<?xml", "a.PDF": b"%PDF"}
     given = {"after": found["after"]} if alone else found
-    save_reports([tmp_path / name for name in names], "my net", **given)
+    save_reports([tmp_path / name for name in names], "my net", "my data", **given)
     for name, start in names.items():
         assert (tmp_path / name).read_bytes().lower().startswith(start.lower()), name
     page = (tmp_path / "a.html").read_text()
     assert "my net" in page
+    assert "my data · " in page
     assert "0.weight" in page
 
 

@@ -94,6 +94,13 @@ def test_objects_in_arrays_are_not_read(tmp_path, name):
         read_tensors(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind", ["npz", "npy"])
+def test_files_that_are_something_else(tmp_path, kind):
+    (tmp_path / f"a.{kind}").write_text("<html>not found</html>")
+    with pytest.raises(DataError, match=rf"a\.{kind}' is not an {kind} file, or it is incomplete; numpy.savez? writes one$"):
+        read_tensors(tmp_path / f"a.{kind}")
+
+
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.safetensors"])
 def test_files_that_are_cut_off(tmp_path, name):
     x = np.random.default_rng(0).standard_normal((50, 20))

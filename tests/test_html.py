@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import goodinit
 from goodinit import Record, Report
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.files import SaveError
@@ -59,12 +60,33 @@ def test_saved_where_asked(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
 
 
+def test_whose_page_it_is_and_when_it_was_made(tmp_path):
+    made = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d [+-]\d{{4}} · goodinit {re.escape(goodinit.__version__)}"
+    signal, source = Signal((LAYER,)), "net:Net on 64 images of <images>; seed 0"
+    for i, found in enumerate((REPORT, signal, signal.compare(signal))):
+        text = found.save_html(tmp_path / f"{i}.html", source=source).read_text("utf-8")
+        assert re.search(rf'<p class="made">net:Net on 64 images of &lt;images&gt;; seed 0 · {made}</p>', text)
+    assert re.search(rf'<p class="made">{made}</p>', REPORT.save_html(tmp_path / "a.html").read_text("utf-8"))
+
+
 def test_of_signals(tmp_path):
     signal = Signal((LAYER,))
     assert "Signal report" in signal.save_html(tmp_path / "a.htm").read_text("utf-8")
     compared = signal.compare(signal, labels=("run A", "run B")).save_html(tmp_path / "b.HTML")
     assert "run B" in compared.read_text("utf-8")
     assert "before" in REPORT.save_html(tmp_path / "c.html", before=signal, after=signal).read_text("utf-8")
+
+
+def test_the_tree_of_a_flat_model_is_closed(tmp_path):
+    nested = replace(REPORT, records=tuple(replace(RECORD, name=f"body.{i}.weight") for i in range(2)))
+    for report, place in ((REPORT, 'flat">\n<details class="modules">'), (nested, '<details class="modules" open>')):
+        assert place in report.save_html(tmp_path / "a.html").read_text("utf-8")
+
+
+def test_code_in_advice_is_marked_as_code(tmp_path):
+    signal = Signal(tuple(replace(LAYER, name=f"{i}.weight", std=0.5**i) for i in range(30)))
+    text = signal.save_html(tmp_path / "a.html").read_text("utf-8")
+    assert re.search(r'<p class="advice">LSUV mends this: <code>goodinit\.lsuv_\(model, data\)</code> \w', text)
 
 
 def test_nothing_is_loaded_from_anywhere(tmp_path):

@@ -49,11 +49,16 @@ def test_of_a_report_alone_the_stds_as_drawn_and_after():
     }
 
 
+def test_of_a_report_on_weights_that_were_kept_the_stds_before_and_after():
+    content = content_of(Sources(replace(report("a", "b"), drawn=False)))
+    assert content.data["sides"] == ["before", "after"]
+
+
 def test_signals_take_the_place_of_the_report_s_stds():
     content = content_of(Sources(report("a", "b"), signal(0.1, 0.01), signal(1.0, 1.0)))
     assert content.data["sides"] == ["before", "after"]
     assert values(content, "std:0") == [0.1, 0.01]
-    assert [label for label, _ in content.verdicts] == ["", "after", "before"]
+    assert [label for label, _ in content.verdicts] == ["", "before", "after"]
 
 
 def test_a_signal_after_alone_beside_the_stds_as_drawn():
@@ -92,15 +97,22 @@ def test_a_scheme_that_does_not_scale_has_no_stds_to_draw():
 
 
 def test_gradients_and_updates_if_they_were_measured():
-    found = replace(signal(1.0, grad_std=0.1, weight_grad_norm=4.0), loss=2.5)
+    found = replace(signal(1.0, 1.0, grad_std=0.1, weight_grad_norm=4.0), loss=2.5)
     content = content_of(Sources(after=found, lr=0.1))
-    assert values(content, "relative_update:0") == [pytest.approx(0.2)]
+    assert values(content, "relative_update:0") == [pytest.approx(0.2)] * 2
     assert [panel["title"] for panel in content.data["panels"]][1:] == [
         "Gradient at the output: norm",
         "Relative update of the weight",
     ]
     assert ("loss", "2.500") in content.facts
     assert ("relative updates at", "learning rate 0.1") in content.facts
+
+
+def test_one_layer_is_no_curve():
+    assert content_of(Sources(after=signal(1.0))).data["panels"] == []
+    first, second = signal(1.0, 2.0).layers
+    panels = content_of(Sources(after=Signal((first, replace(second, effective_rank=0.5))))).data["panels"]
+    assert [panel["title"] for panel in panels] == ["Output: standard deviation"]
 
 
 def test_numbers_that_json_does_not_know():

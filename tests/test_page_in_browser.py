@@ -160,6 +160,24 @@ def test_the_verdict_comes_first(opened):
     expect(page.locator("#layer .note")).to_contain_text("look upstream")
 
 
+def test_what_to_do_is_stronger_than_what_is_wrong(opened):
+    page = opened("broken")
+    styles = page.locator(".note.fault p").evaluate_all("all => all.map((one) => Number(getComputedStyle(one).fontWeight))")
+    assert styles[1] > styles[0]
+
+
+def test_a_table_that_is_cut_off_says_so(opened):
+    for size, needed in (("phone", True), ("desktop", False)):
+        assert opened("broken", size).locator("#wider").is_visible() == needed
+
+
+def test_a_layer_without_a_chart_still_has_its_card(opened):
+    page = opened("one")
+    expect(page.locator("#depth")).to_be_hidden()
+    page.locator("#table tbody th button").click()
+    expect(page.locator("#layer h3")).to_have_text("fc.weight")
+
+
 def test_dark_and_light(opened):
     grounds = {}
     for scheme in ("light", "dark"):

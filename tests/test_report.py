@@ -50,7 +50,7 @@ def test_table():
     model, data = build("residual")
     report = lsuv_(model, data)
     header, rule, *rows, summary = str(report).splitlines()
-    assert header.split() == ["weight", "operator", "shape", "std", "before", "std", "after", "factor", "status"]
+    assert header.split() == ["weight", "operator", "shape", "std", "as", "drawn", "std", "after", "factor", "status"]
     assert set(rule) == {"-"}
     assert [row.split()[0] for row in rows] == [r.name for r in report]
     assert rows[0].split()[1:3] == ["linear", "6x6"]
@@ -58,6 +58,14 @@ def test_table():
     assert rows[0].split()[5] == f"{report[report.records[0].name].factor:.3f}"
     assert summary.startswith("4 weights (4 scaled); 1 forward pass, ")
     assert json.loads(report.to_json())["records"][0]["shape"] == [6, 6]
+
+
+def test_the_std_as_drawn_is_not_called_that_of_weights_that_were_kept():
+    model, data = build("mlp")
+    kept = lsuv_(model, data, pre_init=None)
+    assert not kept.drawn
+    assert str(kept).split("\n")[0].split()[3:7] == ["std", "before", "std", "after"]
+    assert "std as drawn" in str(lsuv_(model, data))
 
 
 def test_uses_of_a_shared_weight_are_shown():

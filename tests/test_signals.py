@@ -17,6 +17,7 @@ from torch import nn
 from goodinit import OptionError, measure
 from goodinit.errors import UnhealthyError
 from goodinit.layer import Layer
+from goodinit.report import percent
 from goodinit.signals import Signal
 
 LAYER = Layer(
@@ -52,9 +53,19 @@ def test_the_table_and_the_verdict(measured):
     assert lines[2].split()[:2] == ["0.weight", "linear"]
     assert f"{measured[0].std:.3f}" in lines[2]
     assert "tanh" in lines[2]
-    assert f"{measured[0].relative_update(0.1):.3f}" in lines[2] or f"{measured[0].relative_update(0.1):.1e}" in lines[2]
+    assert lines[2].endswith(f"  {percent(measured[0].relative_update(0.1))}")
     assert lines[-1] == "Healthy: no fault found in 2 layers."
     assert "gradient" not in str(signal(1.0)).splitlines()[0]
+
+
+def test_the_columns_are_explained_under_the_table(measured):
+    forward = "of samples: std between samples; rank: effective rank, of 1; then: the non-linearity that follows"
+    backward = (
+        "gradient: norm of the loss's at the output; update: of the weight by a first step of SGD, of its norm, at learning rate"
+    )
+    assert str(measured).splitlines()[4] == f"({forward}; {backward} 0.1)"
+    assert str(signal(1.0)).splitlines()[3] == f"({forward})"
+    assert f"({forward}; {backward} 0.01)" in str(replace(signal(1.0), loss=1.0))
 
 
 def test_dead_and_saturated_shares_in_the_table():

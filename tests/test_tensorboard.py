@@ -47,7 +47,7 @@ def test_a_report(tmp_path):
         assert histogram.sum_squares == pytest.approx(weight.square().sum().item(), rel=1e-4)
     (table,) = texts.values()
     head, rule, first, _, _, summary = table.splitlines()
-    assert head == "| weight | operator | shape | std before | std after | factor | status |"
+    assert head == "| weight | operator | shape | std as drawn | std after | factor | status |"
     assert set(rule) == set("|- ")
     assert first.startswith("| 0.weight | linear | 20x6 | ")
     assert summary == report.summary()

@@ -62,12 +62,12 @@ class Comparison:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
-    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
+    def save_html(self, path: str | Path, *, title: str = "", source: str = "", lr: float | None = None) -> Path:
         """Write a page of both, as `goodinit.Signal.save_html` of one."""
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a comparison does not need it
         from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, Sources(None, self.before, self.after, self.labels, lr), title=title)
+        return save_page(path, Sources(None, self.before, self.after, self.labels, lr), title=title, source=source)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""

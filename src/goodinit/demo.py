@@ -268,7 +268,7 @@ class Story(Silence):
         else:
             print("\n2. LSUV: goodinit.lsuv_(model, images)\n")
             report.show()
-            print("(std before: with the orthonormal matrix as drawn, the layers above it being scaled already)\n")
+            print("(std as drawn: with the orthonormal matrix, the layers above it being scaled already)\n")
         print(f"  {_signal_text(signals[-1])}\n", flush=True)
 
     def training(self, losses: Iterator[float], steps: int) -> Iterator[float]:

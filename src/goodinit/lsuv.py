@@ -208,7 +208,9 @@ def lsuv_(
         passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
         seconds = time.perf_counter() - start
-        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), swept.batches, swept.sweeps, choice)
+        pooled = (swept.batches, swept.sweeps)
+        drawn = options.pre_init is not None
+        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), *pooled, choice, drawn)
         _warn(report, batches, swept)
     return report
 

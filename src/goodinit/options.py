@@ -16,6 +16,7 @@ from goodinit.weights import Weight, matches
 PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]
 Variance = Literal["all", "samples", "channels"]
+PRE_INITS = ("orthonormal", "structured")
 VARIANCES = ("all", "samples", "channels")
 Reset = Callable[[nn.Module], object]
 """Gives the tensors of a module, but not of those inside it, their first values."""
@@ -69,9 +70,10 @@ class Options:
                 raise OptionError(
                     f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {value!r}"
                 )
-        if not (pre_init is None or pre_init in ("orthonormal", "structured") or callable(pre_init)):
+        if not (pre_init is None or pre_init in PRE_INITS or callable(pre_init)):
             raise OptionError(
-                f"pre_init must be 'orthonormal', 'structured', None or a function that fills a tensor; got {pre_init!r}"
+                f"pre_init must be {', '.join(map(repr, PRE_INITS))}, None or a function that fills a tensor, such as "
+                f"torch.nn.init.normal_; got {pre_init!r}{did_you_mean(str(pre_init), PRE_INITS)}"
             )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)

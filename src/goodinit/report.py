@@ -88,6 +88,8 @@ class Report:
     """How often all of them were measured."""
     choice: Choice | None = None
     """Of ``target_std="auto"``: what was chosen, and why."""
+    drawn: bool = True
+    """Whether weights were drawn before they were scaled: not with ``pre_init=None``."""
 
     @property
     def ok(self) -> bool:
@@ -133,7 +135,10 @@ class Report:
         return "\n".join([*parts, *([] if self.choice is None else [str(self.choice)])])
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        return _COLUMNS, [_cells(record) for record in self.records]
+        return self._head(), [_cells(record) for record in self.records]
+
+    def _head(self) -> tuple[str, ...]:
+        return ("weight", "operator", "shape", "std as drawn" if self.drawn else "std before", "std after", "factor", "status")
 
     def summary(self) -> str:
         """One line: how many weights of which status, passes and time."""
@@ -159,6 +164,7 @@ class Report:
         before: Signal | None = None,
         after: Signal | None = None,
         title: str = "",
+        source: str = "",
         lr: float | None = None,
     ) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
@@ -168,6 +174,7 @@ class Report:
             before: what `goodinit.measure` found before the initialization.
             after: what it found after it.
             title: of the page.
+            source: of the model and the data, a line under the title: ``"net.py:Net on images/; seed 0"``.
             lr: learning rate for the relative updates; by default that for which ``after`` or ``before`` was measured, or 0.01.
 
         Returns:
@@ -181,7 +188,7 @@ class Report:
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a report does not need it
         from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, Sources(self, before, after, lr=lr), title=title)
+        return save_page(path, Sources(self, before, after, lr=lr), title=title, source=source)
 
     def __rich__(self) -> Any:
         """The table for rich's console."""
@@ -189,10 +196,9 @@ class Report:
 
         styles = [None if r.status in ("scaled", "shared", "drawn") else "dim" if r.ok else "bold red" for r in self.records]
         below = [self.summary(), *([] if self.choice is None else [str(self.choice)])]
-        return Group(rich_table(_COLUMNS, map(_cells, self.records), right=_RIGHT, styles=styles), *below)
+        return Group(rich_table(self._head(), map(_cells, self.records), right=_RIGHT, styles=styles), *below)
 
 
-_COLUMNS = ("weight", "operator", "shape", "std before", "std after", "factor", "status")
 _RIGHT = frozenset({3, 4, 5})
 
 
@@ -225,6 +231,17 @@ def number(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" if value == 0 or 1e-2 <= abs(value) < 1e4 or math.isnan(value) else f"{value:.1e}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, three digits, or scientific where that would hide the value; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return number(value)
+    percents = 100 * value
+    if percents == 0:
+        return "0 %"
+    digits = f"{percents:.1e}" if abs(percents) < 1e-2 or abs(percents) >= 1e4 else f"{percents:#.3g}".rstrip(".")
+    return f"{digits} %"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, right: Container[int] = ()) -> str:

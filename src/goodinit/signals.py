@@ -17,7 +17,7 @@ from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.files import write_whole
 from goodinit.layer import Finding, Layer
-from goodinit.report import number, printed, rich_table, table
+from goodinit.report import number, percent, printed, rich_table, table
 from goodinit.units import share
 from goodinit.verdict import findings_of, verdict_on
 
@@ -128,7 +128,14 @@ class Signal:
 
     def __str__(self) -> str:
         head, rows = self._table()
-        return "\n".join([table(head, rows, right=_RIGHT), self.verdict])
+        return "\n".join([table(head, rows, right=_RIGHT), self._legend(), self.verdict])
+
+    def _legend(self) -> str:
+        """What the columns are, a line; docs/diagnosing.md says more."""
+        if self.loss is None:
+            return f"({_LEGEND})"
+        rate = 0.01 if self.lr is None else self.lr
+        return f"({_LEGEND}; {_LEGEND_OF_GRADIENTS} at learning rate {rate:g})"
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Head and cells; with a loss those of the gradient too."""
@@ -139,12 +146,13 @@ class Signal:
         """Print the table: with rich where standard output is a terminal and rich is installed, plain otherwise."""
         printed(self)
 
-    def save_html(self, path: str | Path, *, title: str = "", lr: float | None = None) -> Path:
+    def save_html(self, path: str | Path, *, title: str = "", source: str = "", lr: float | None = None) -> Path:
         """Write a page: one file for a browser, which needs no network. Verdict, curves by depth, modules, table.
 
         Args:
             path: of the file, whose name ends in ``.html``.
             title: of the page.
+            source: of the model and the data, a line under the title: ``"net.py:Net on images/; seed 0"``.
             lr: learning rate for the relative updates; by default that of the measurement, or 0.01.
 
         Returns:
@@ -158,7 +166,7 @@ class Signal:
         from goodinit.page.html import save_page  # noqa: PLC0415 - who prints a signal does not need it
         from goodinit.page.sources import Sources  # noqa: PLC0415
 
-        return save_page(path, Sources(after=self, lr=lr), title=title)
+        return save_page(path, Sources(after=self, lr=lr), title=title, source=source)
 
     def __rich__(self) -> Any:
         """The table for rich's console; layers at which a fault begins are red."""
@@ -168,11 +176,13 @@ class Signal:
         head, rows = self._table()
         bad = {finding.layer for finding in self.findings}
         styles = ["bold red" if layer.name in bad else None for layer in self.layers]
-        return Group(rich_table(head, rows, right=_RIGHT, styles=styles), Text(self.verdict))
+        return Group(rich_table(head, rows, right=_RIGHT, styles=styles), Text(self._legend(), "dim"), Text(self.verdict))
 
 
 _COLUMNS = ("weight", "operator", "std", "of samples", "rank", "then", "gradient", "update")
 _RIGHT = frozenset({2, 3, 4, 6, 7})
+_LEGEND = "of samples: std between samples; rank: effective rank, of 1; then: the non-linearity that follows"
+_LEGEND_OF_GRADIENTS = "gradient: norm of the loss's at the output; update: of the weight by a first step of SGD, of its norm,"
 
 
 def _cells(layer: Layer, lr: float | None) -> tuple[str, ...]:
@@ -184,7 +194,7 @@ def _cells(layer: Layer, lr: float | None) -> tuple[str, ...]:
         "-" if layer.effective_rank is None else f"{layer.effective_rank:.2f}",
         _then(layer),
         number(layer.grad_norm),
-        number(layer.relative_update() if lr is None else layer.relative_update(lr)),
+        percent(layer.relative_update() if lr is None else layer.relative_update(lr)),
     )
 
 

@@ -6,7 +6,7 @@ import ast
 import random
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,12 @@ from goodinit.errors import OptionError, did_you_mean
 from goodinit.options import PreInit, Targets
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
-PRE_INITS: dict[str, PreInit] = {"orthonormal": "orthonormal", "gaussian": nn.init.normal_, "none": None}
+PRE_INITS: dict[str, PreInit] = {
+    "orthonormal": "orthonormal",
+    "structured": "structured",
+    "gaussian": nn.init.normal_,
+    "none": None,
+}
 
 
 def keywords(given: Iterable[str]) -> dict[str, Any]:
@@ -45,8 +50,8 @@ def _literal(text: str) -> Any:
         return text
 
 
-def targets(given: Iterable[str]) -> Targets:
-    """Target stds: one number for all weights, or ``pattern=number``, of which the first that matches counts.
+def targets(given: Iterable[str]) -> Targets | Literal["auto"]:
+    """Target stds: one number or ``auto`` for all weights, or ``pattern=number``, of which the first that matches counts.
 
     Raises:
         OptionError: no number; one for all beside patterns.
@@ -60,11 +65,11 @@ def targets(given: Iterable[str]) -> Targets:
         return 1.0
     if plain and len(pairs) > 1:
         raise OptionError(
-            f"--target-std: {plain[0]!r} is for all weights, so it cannot stand beside others; for all that no other pattern "
-            f"matches, name '*={plain[0]}' last"
+            f"--target-std: {plain[0]!r} is for all weights, so it cannot stand beside others"
+            + ("" if plain[0] == "auto" else f"; for all that no other pattern matches, name '*={plain[0]}' last")
         )
     if plain:
-        return _number(plain[0])
+        return "auto" if plain[0] == "auto" else _number(plain[0])
     return {pattern: _number(number) for pattern, number in pairs}
 
 
@@ -72,7 +77,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise OptionError(f"--target-std: expected a number, or pattern=number such as 'head=0.1'; got {text!r}") from None
+        raise OptionError(f"--target-std: expected a number, pattern=number such as 'head=0.1', or auto; got {text!r}") from None
 
 
 def chosen(option: str, name: str, known: Iterable[str]) -> str:

@@ -40,7 +40,8 @@ def init(
         list[str] | None,
         typer.Option(
             metavar="STD",
-            help="The std to give outputs: 0.5, or for some weights head=0.1; may be repeated, the first that matches counts.",
+            help="The std to give outputs: 0.5, or for some weights head=0.1; may be repeated, the first that matches counts. "
+            "auto: chosen, and whether to centre too, by up to eleven forward and five backward passes.",
             show_default="1",
             rich_help_panel=options.WEIGHTS,
         ),
@@ -49,10 +50,31 @@ def init(
         str,
         typer.Option(
             metavar="NAME",
-            help="What is scaled: orthonormal or gaussian draws; none: the weights as they are.",
+            help="What is scaled: orthonormal or gaussian draws; structured, orthonormal too and faster where large; none: the "
+            "weights as they are.",
             rich_help_panel=options.WEIGHTS,
         ),
     ] = "orthonormal",
+    variance: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which variance is brought to the target: of all elements; between samples; of the channels one by one.",
+            rich_help_panel=options.WEIGHTS,
+        ),
+    ] = "all",
+    center: Annotated[
+        bool,
+        typer.Option("--center", help="Remove each channel's mean, through the biases.", rich_help_panel=options.WEIGHTS),
+    ] = False,
+    target_mean: Annotated[
+        float,
+        typer.Option(
+            metavar="MEAN",
+            help="What --center brings the means to, in units of the target std.",
+            rich_help_panel=options.WEIGHTS,
+        ),
+    ] = 0.0,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Save the weights, .safetensors.", rich_help_panel=options.RESULT),
@@ -73,7 +95,8 @@ def init(
         from goodinit.command.preparation import Setup  # noqa: PLC0415
 
         setup = Setup(model, data, arg or (), weights, device, dtype, seed, batches, batch_size, image_size)
-        wishes = Wishes(tuple(skip or ()), tuple(target_std or ()), pre_init, out, tuple(report or ()))
+        stds, reports = tuple(target_std or ()), tuple(report or ())
+        wishes = Wishes(tuple(skip or ()), stds, pre_init, variance, center, target_mean, out, reports)
         done = initialize(setup, wishes)
         if not as_json:
             done.show()

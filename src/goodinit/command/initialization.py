@@ -6,7 +6,7 @@ import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -16,10 +16,15 @@ from goodinit.command.inputs import Inputs
 from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, need_signals, save_reports
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
+from goodinit.errors import OptionError
 from goodinit.lsuv import lsuv_
+from goodinit.options import VARIANCES
 from goodinit.progress import busy
 from goodinit.propagation import measure
 from goodinit.report import Report
+
+if TYPE_CHECKING:
+    from goodinit.options import Variance
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Wishes:
     skip: tuple[str, ...] = ()
     target_std: tuple[str, ...] = ()
     pre_init: str = "orthonormal"
+    variance: str = "all"
+    center: bool = False
+    target_mean: float = 0.0
     out: Path | None = None
     reports: tuple[Path, ...] = ()
 
@@ -48,7 +56,7 @@ class Initialized:
     def show(self) -> None:
         """Print it for people."""
         self.report.show()
-        lines = [f"{self.setup.model} on {self.inputs.text}; seed {self.setup.seed}"]
+        lines = [self.setup.source(self.inputs)]
         if self.out is None:
             lines.append("The weights were not saved: --out FILE.safetensors does that.")
         else:
@@ -79,6 +87,9 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
     """
     targets = arguments.targets(wishes.target_std)
     pre_init = arguments.PRE_INITS[arguments.chosen("--pre-init", wishes.pre_init, arguments.PRE_INITS)]
+    variance = cast("Variance", arguments.chosen("--variance", wishes.variance, VARIANCES))
+    if wishes.target_mean and not wishes.center:
+        raise OptionError("--target-mean is what --center brings the channels' means to: give both")
     check_paths(wishes.reports, wishes.out, setup.data, setup.weights)
     if wishes.out is not None:
         check_weights_path(wishes.out)
@@ -93,6 +104,9 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
             model,
             inputs.data,
             target_std=targets,
+            variance=variance,
+            center=wishes.center,
+            target_mean=wishes.target_mean,
             pre_init=pre_init,
             skip=wishes.skip,
             batches=len(inputs.batches),
@@ -100,5 +114,5 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
         )
         after = measure(model, inputs.batches[0]) if shown else None
     size = 0 if wishes.out is None else save_weights(model, wishes.out)
-    save_reports(wishes.reports, setup.model, report=report, before=before, after=after)
+    save_reports(wishes.reports, setup.model, setup.source(inputs), report=report, before=before, after=after)
     return Initialized(setup, inputs, report, wishes.out, size, wishes.reports)

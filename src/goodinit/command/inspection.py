@@ -30,7 +30,7 @@ class Inspected:
     def show(self) -> None:
         """Print it for people."""
         self.signal.show()
-        lines = [f"{self.setup.model} on {self.inputs.text}; seed {self.setup.seed}"]
+        lines = [self.setup.source(self.inputs)]
         print("\n".join([*lines, *(f"Saved {path}" for path in self.reports)]))  # noqa: T201 - its purpose
 
     def as_json(self) -> dict[str, Any]:
@@ -61,5 +61,5 @@ def inspected(setup: Setup, loss: str | None, lr: float | None, reports: tuple[P
     function = None if loss is None else objective(loss, inputs.labels)
     with running(model, inputs), busy("goodinit: measuring"):
         signal = measure(model, inputs.batches[0], function, lr=lr)
-    save_reports(reports, setup.model, after=signal)
+    save_reports(reports, setup.model, setup.source(inputs), after=signal)
     return Inspected(setup, inputs, signal, reports)

@@ -10,8 +10,9 @@ import typer
 MODEL, DATA, WEIGHTS, RESULT = "Model", "Data", "Weights", "Result"
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 it failed, or --check found fault; 2 the command cannot be meant, and nothing was run; 130 "
-    "interrupted. Files are written whole or not at all. Nothing is unpickled."
+    "Exit codes: 0 done; 1 the command is fine, but the files, the packages or the model are not, or --check found fault; 2 the "
+    "command itself cannot be meant, and nothing was run; 130 interrupted. Files are written whole or not at all. Nothing is "
+    "unpickled."
 )
 
 Model = Annotated[

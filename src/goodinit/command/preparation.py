@@ -60,6 +60,10 @@ class Setup:
         )
         return model, inputs
 
+    def source(self, inputs: Inputs) -> str:
+        """Which model, on what, by which random numbers: a line for people."""
+        return f"{self.model} on {inputs.text}; seed {self.seed}"
+
 
 @contextmanager
 def running(model: nn.Module, inputs: Inputs) -> Iterator[None]:

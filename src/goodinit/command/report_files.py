@@ -58,9 +58,17 @@ def need_signals(paths: Iterable[Path]) -> bool:
 
 
 def save_reports(
-    paths: Sequence[Path], title: str, *, report: Report | None = None, before: Signal | None = None, after: Signal | None = None
+    paths: Sequence[Path],
+    title: str,
+    source: str = "",
+    *,
+    report: Report | None = None,
+    before: Signal | None = None,
+    after: Signal | None = None,
 ) -> None:
     """Save an initialization with the signals before and after it, or a signal alone (``after``).
+
+    Pages say whose they are by ``title`` and ``source``, that of the model and the data.
 
     Raises:
         SaveError: the disk is full, or the like; what was there before is as it was.
@@ -75,6 +83,6 @@ def save_reports(
             assert after is not None
             after.save_picture(path, before)
         elif report is None:
-            found.save_html(path, title=title)
+            found.save_html(path, title=title, source=source)
         else:
-            report.save_html(path, before=before, after=after, title=title)
+            report.save_html(path, before=before, after=after, title=title, source=source)

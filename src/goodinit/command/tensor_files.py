@@ -101,12 +101,21 @@ def _read_numpy(path: Path) -> dict[str, Tensor]:
 
 
 def _why_not(path: Path, error: Exception) -> str:
+    # numpy says "pickled data" of any file that it does not know, be it text.
+    if "allow_pickle" in str(error) and not ("Object arrays" in str(error) or _begins_as_a_pickle(path)):
+        kind, made_by = ("npz", "numpy.savez") if path.suffix.lower() == ".npz" else ("npy", "numpy.save")
+        return f"{str(path)!r} is not an {kind} file, or it is incomplete; {made_by} writes one"
     if "allow_pickle" in str(error):
         return (
             f"{str(path)!r} holds pickled objects, and reading one runs whatever code its author put into it: save arrays of "
             "numbers, numpy.savez('batch.npz', x=array)"
         )
     return f"cannot read {str(path)!r} as NumPy's: {type(error).__name__}: {error}; is it complete?"
+
+
+def _begins_as_a_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"  # the opcode PROTO, of every protocol since the second
 
 
 def _sorted(names: Iterable[str]) -> list[str]:

@@ -27,6 +27,8 @@ class Content:
     headline: str
     verdicts: tuple[tuple[str, Verdict], ...]
     """By what was judged; the first is the page's own."""
+    before: str
+    """Which of them is of what is past."""
     facts: tuple[tuple[str, str], ...]
     columns: tuple[Column, ...]
     bins: int
@@ -57,6 +59,7 @@ def content_of(sources: Sources, title: str = "") -> Content:
         title=title or _title(sources),
         headline=_headline(verdicts, sources),
         verdicts=tuple(verdicts),
+        before=sources.labels[0],
         facts=_facts(sources),
         columns=columns,
         bins=bins,
@@ -69,10 +72,12 @@ def content_of(sources: Sources, title: str = "") -> Content:
 
 
 def _verdicts(sources: Sources) -> list[tuple[str, Verdict]]:
-    """The page's own first; that of before last, for it is the past."""
-    verdicts = [] if sources.report is None else [("", verdict_of_report(sources.report))]
-    both = zip(reversed(sources.labels), (sources.after, sources.before), strict=True)
-    return verdicts + [(label, verdict_of_signal(signal)) for label, signal in both if signal is not None]
+    """The page's own first, of two signals that of the later one; then in the order of time."""
+    both = zip(sources.labels, (sources.before, sources.after), strict=True)
+    measured = [(label, verdict_of_signal(signal)) for label, signal in both if signal is not None]
+    if sources.report is None:
+        return measured[::-1]
+    return [("", verdict_of_report(sources.report)), *measured]
 
 
 def _headline(verdicts: Sequence[tuple[str, Verdict]], sources: Sources) -> str:
@@ -164,7 +169,7 @@ def _data(columns: Sequence[Column], sources: Sources) -> dict[str, Any]:
         "sides": [side.label for side in sources.sides],
         "healths": HEALTHS,
         "quantities": [quantity for quantity in quantities if any(quantity["keys"])],
-        "panels": [panel for panel in panels if panel["series"]],
+        "panels": [panel for panel in panels if _has_a_curve(panel, by_key)],
         "target": targets[0][0] if targets else 1.0,
     }
 
@@ -185,6 +190,11 @@ def _drawn(panel: Panel, by_key: Mapping[str, Column], sides: int) -> dict[str, 
     first = known[panel.keys[0]]
     drawing = {"log": panel.is_log, "band": panel.band, "share": first.is_share, "isOutput": first.key == "std"}
     return {"title": panel.title, "series": series, **drawing}
+
+
+def _has_a_curve(panel: Mapping[str, Any], by_key: Mapping[str, Column]) -> bool:
+    """Whether there are two points to draw a line between."""
+    return any(sum(value is not None for value in by_key[one["key"]].values) > 1 for one in panel["series"])
 
 
 def _plain(value: Value) -> Value:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import re
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
@@ -18,17 +20,19 @@ from goodinit.page.sources import Sources
 # Read in this order: each uses what those before it define.
 _SCRIPTS = ("data.js", "scale.js", "chart.js", "zoom.js", "layer.js", "table.js", "tree.js", "start.js")
 _SUFFIXES = (".html", ".htm")
+_CODE = re.compile(r"""([\w.]*\w\([^()]*\)|\w+=(?:'[^']*'|"[^"]*"|\w+(?:\.\w+)*)?)""")
 # More of them than a person reads are folded or left out.
 _MOST_NOTES, _MOST_NAMES = 8, 6
 
 
-def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
+def save_page(path: str | Path, sources: Sources, *, title: str = "", source: str = "") -> Path:
     """Write a page about an initialization, a signal, or two signals.
 
     Args:
         path: of the file, whose name ends in ``.html``.
         sources: what the page is about.
         title: of the page.
+        source: of the model and the data, a line under the title.
 
     Returns:
         The path.
@@ -42,7 +46,7 @@ def save_page(path: str | Path, sources: Sources, *, title: str = "") -> Path:
     check_page_path(path)
     if not 0 < sources.rate < math.inf:
         raise OptionError(f"lr must be a positive number, not {sources.rate!r}")
-    page = rendered(content_of(sources, title))
+    page = rendered(content_of(sources, title), source)
     write_whole(path, page.encode("utf-8", "backslashreplace"))  # a name may hold half a surrogate pair
     return path
 
@@ -58,8 +62,8 @@ def check_page_path(path: Path) -> None:
     check_writable(path, what="a page", example="goodinit.html")
 
 
-def rendered(content: Content) -> str:
-    """The page as text.
+def rendered(content: Content, source: str = "") -> str:
+    """The page as text; ``source``: of the model and the data.
 
     Raises:
         MissingExtraError: Jinja2 is not installed.
@@ -68,17 +72,29 @@ def rendered(content: Content) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     style, script = _style(content), "\n".join(["'use strict';", *map(_asset, _SCRIPTS)])
+    environment.filters["pieces"] = _pieces
     page: str = environment.from_string(_asset("template.html")).render(
         content=content,
         healths=HEALTHS,
         most_notes=_MOST_NOTES,
         most_names=_MOST_NAMES,
         version=goodinit.__version__,
+        source=source,
+        made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %z"),
         style=environment.filters["safe"](style),
         script=environment.filters["safe"](script),
         policy=_policy(style, script),
     )
     return page
+
+
+def _pieces(text: str) -> list[tuple[str, bool]]:
+    """Stretches of a text, each with whether it is code: a call, an argument.
+
+    >>> _pieces("Try lsuv_(model, data) or center=True.")
+    [('Try ', False), ('lsuv_(model, data)', True), (' or ', False), ('center=True', True), ('.', False)]
+    """
+    return [(part, i % 2 == 1) for i, part in enumerate(_CODE.split(text)) if part]
 
 
 def _style(content: Content) -> str:

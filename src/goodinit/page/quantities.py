@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from goodinit.report import number
+from goodinit.report import number, percent
 from goodinit.verdict import HEALTHY_UPDATES
 
 
@@ -82,10 +82,4 @@ def written(value: float | None, *, is_share: bool = False) -> str:
     """
     if value is not None and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
-    if value is None or not is_share:
-        return number(value)
-    percent = 100 * value
-    if percent == 0:
-        return "0 %"
-    digits = f"{percent:.1e}" if abs(percent) < 1e-2 or abs(percent) >= 1e4 else f"{percent:#.3g}".rstrip(".")
-    return f"{digits} %"
+    return percent(value) if is_share else number(value)

@@ -72,7 +72,8 @@ class Sources:
     @cached_property
     def sides(self) -> tuple[Side, ...]:
         """Signals; where there is none the stds of the report, unless it has none either."""
-        first = self.labels[0] if self.before is not None else "as drawn"
+        drawn = self.before is None and (self.report is None or self.report.drawn)
+        first = "as drawn" if drawn else self.labels[0]
         both = (
             _side(first, self.before, {record.name: record.std_before for record in self.records}),
             _side(self.labels[1], self.after, {record.name: record.std_after for record in self.records}),

@@ -32,6 +32,11 @@ scroller.addEventListener("scroll", () => {
 });
 layOut(STEP);
 
+// A table that is cut off at the window's edge does not look it on a telephone, where no scroll bar is drawn.
+const seen = new ResizeObserver(() => byId("wider").classList.toggle("needed", scroller.scrollWidth > scroller.clientWidth + 1));
+seen.observe(scroller);
+seen.observe(byId("table"));
+
 function sortValue(key, i) {
   return key === "health" ? ranks[columns.health[i]] : columns[key][i];
 }
