@@ -150,7 +150,7 @@ def test_dead_units():
     nn.init.constant_(model[2].bias, -3.0)
     found = judged(model)["dead"]
     assert found.layer == "2.weight"
-    assert "% of the units are dead after 2.weight (relu)" in found.text
+    assert "% of the units are dead after 2.weight (relu; its output has the mean -2.9" in found.text
     assert "LSUV mends it where biases far below 0 are the cause" in found.advice
     assert "dead" not in judged(with_lsuv(model))
 
@@ -160,7 +160,7 @@ def test_dead_units_in_front_of_a_collapse_are_its_reason():
     nn.init.constant_(model[2].bias, -5.0)
     found = judged(model)
     assert (found["collapse"].layer, found["dead"].layer) == ("4.weight", "2.weight")
-    assert "100 % of the units are dead after 2.weight (relu)." in found["dead"].text
+    assert "100 % of the units are dead after 2.weight (relu; its output has the mean -4.99 and the std 0.2" in found["dead"].text
     assert "LSUV mends it where biases far below 0 are the cause" in found["dead"].advice
     assert judged(with_lsuv(model)) == {}
 
@@ -387,3 +387,68 @@ def test_shares():
         "100 %",
         "2200 %",
     ]
+
+
+class Stopped(nn.Module):
+    """``b`` has a bias that lets nothing pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(20, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+        nn.init.constant_(self.b.bias, -100.0)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+def test_a_dead_layer_is_named_before_the_collapse_that_it_leads_to():
+    first, second = measure(Stopped(), torch.randn(64, 20)).findings
+    assert (first.kind, first.layer) == ("dead", "b.weight")
+    assert "100 % of the units are dead after b.weight (relu; its output has the mean -100 and the std 0." in first.text
+    assert "sets them to 0" in first.advice
+    assert (second.kind, second.layer) == ("collapse", "c.weight")
+
+
+def test_one_sample_and_equal_ones_are_told():
+    single = measure(Stopped(), torch.randn(1, 20))
+    assert "The batch holds one sample: what lies between samples was not judged. Measure with several." in single.verdict
+    assert single.healthy
+    (found,) = measure(nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5)), torch.ones(64, 20)).findings
+    assert (found.kind, found.layer) == ("same-samples", "0.weight")
+    assert "different ones" in found.advice
+    assert not measure(Stopped(), torch.randn(64, 20)).notes
+
+
+def test_what_was_not_measured_is_told():
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head, self.spare = nn.LSTM(20, 16, batch_first=True), nn.Linear(16, 5), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.head(self.lstm(x)[0][:, -1])
+
+    signal = measure(Recurrent(), torch.randn(8, 7, 20))
+    assert signal.unmeasured == (
+        *(("lstm.weight_ih_l0", "recurrent"), ("lstm.weight_hh_l0", "recurrent"), ("spare.weight", "unused")),
+    )
+    assert signal.verdict.splitlines()[-1] == (
+        "Not measured: 2 weights recurrent (their operators are not linear in them), such as lstm.weight_ih_l0; "
+        "1 weight not used in this forward, such as spare.weight."
+    )
+    assert type(signal).from_json(signal.to_json()) == signal
+    both = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    assert measure(both, torch.randn(4, 5, 16)).unmeasured == ()
+
+
+def test_no_factor_is_advised_where_an_output_is_0():
+    class Gated(nn.Sequential):
+        def forward(self, x):
+            first, *others = self
+            return nn.Sequential(*others)(0 * first(x))
+
+    net = Gated(*(nn.Linear(20, 20, bias=False) for _ in range(5)))
+    (found,) = measure(net, torch.randn(64, 20)).findings
+    assert found.kind == "vanishing"
+    assert found.advice.startswith("No factor on a weight mends an output that is 0")
+    assert "lsuv_" not in found.advice

@@ -29,6 +29,12 @@ NO_SIGMOIDS = (
 )
 
 
+NO_FACTOR = (
+    "No factor on a weight mends an output that is 0: look in front of it for units that are all dead, a gate or a gain of 0, "
+    "weights of zeros, or data that are constant."
+)
+
+
 def activation_of(layers: Sequence[Layer]) -> str | None:
     """The most common non-linearity."""
     counts = Counter(layer.activation for layer in layers if layer.activation)

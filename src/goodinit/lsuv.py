@@ -207,10 +207,9 @@ def lsuv_(
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
         passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
-        seconds = time.perf_counter() - start
-        pooled = (swept.batches, swept.sweeps)
-        drawn = options.pre_init is not None
-        report = Report(records, passes, seconds, scaling.sampling_seconds, str(calls.first), *pooled, choice, drawn)
+        seconds = time.perf_counter() - start, scaling.sampling_seconds
+        pooled = swept.batches, swept.sweeps
+        report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
         _warn(report, batches, swept)
     return report
 

@@ -11,11 +11,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from goodinit import guard, sharded
 from goodinit.activations import NON_LINEARITIES, NORMALIZATIONS, Trail, input_of
-from goodinit.intercept import unchecked
+from goodinit.computed import Sources
+from goodinit.intercept import module_operations, unchecked
 from goodinit.layer import Layer
 from goodinit.operation import Operation
 from goodinit.operators import Function
@@ -32,6 +33,7 @@ class Observer:
         self.traces: dict[str, Trace] = {}
         self.done: list[str] = []
         """Operators that ran."""
+        self._unmeasured: dict[str, str] = {}
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
         self._shelf = Shelf()
@@ -54,6 +56,11 @@ class Observer:
         self.done.append(operation.kind)
         self.current = None
         return output
+
+    def prepare(self, operation: Operation, status: str) -> None:
+        """A weight whose operator's output says nothing of its scale: ``"recurrent"`` or ``"unsupported"``."""
+        if operation.weight.name not in self.traces:
+            self._unmeasured.setdefault(operation.weight.name, status)
 
     def _measure(self, operation: Operation, output: Tensor) -> list[Trace]:
         fresh = []
@@ -123,6 +130,14 @@ class Observer:
                 _await_computed(trace, operation.weight)
 
     # Afterwards.
+
+    def unmeasured(self, model: nn.Module, weights: Sources) -> tuple[tuple[str, str], ...]:
+        """The other weights of torch's own layers, each with what became of it: a key of `goodinit.report.STATUSES`."""
+        measured = {id(root.held) for trace in self.traces.values() for root in trace.weight.roots()}
+        for operation in module_operations(model, weights):
+            if not any(id(root.held) in measured for root in operation.weight.roots()):
+                self._unmeasured.setdefault(operation.weight.name, "unused")
+        return tuple(self._unmeasured.items())
 
     def layers(self) -> tuple[Layer, ...]:
         """All measurements as numbers: only now is the device waited for."""

@@ -12,6 +12,7 @@ from torch import nn
 
 from goodinit import guard, sharded
 from goodinit.batches import Call, Forward, first_call
+from goodinit.computed import Sources
 from goodinit.errors import OptionError, annotate
 from goodinit.intercept import intercept
 from goodinit.losses import Loss, Objective
@@ -78,26 +79,27 @@ def measure(
     ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
-            value = _run(model, call, objective, observer)
-        layers = observer.layers()
-    return Signal(layers, value, str(call), lr, time.perf_counter() - start)
+            value, weights = _run(model, call, objective, observer)
+        layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
+    return Signal(layers, value, str(call), lr, time.perf_counter() - start, unmeasured)
 
 
-def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> float | None:
-    """The pass; gives the loss."""
+def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> tuple[float | None, Sources]:
+    """The pass; gives the loss, and the weights that were seen."""
     sharded.reshard(model)
     try:
         inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
-        with inputs, guard.without_reduction(model), intercept(model, observer, watch=observer.watch):
+        seen = intercept(model, observer, observer.prepare, watch=observer.watch)
+        with inputs, guard.without_reduction(model), seen:
             with _explained(observer, call):
                 output = call(model)
             if objective is None:
-                return None
+                return None, seen.weights
             value = objective.of(output, call)
             del output
             with _explained(observer, call):
                 observer.backward(value, model.parameters())
-        return float(value.detach())
+        return float(value.detach()), seen.weights
     finally:
         sharded.reshard(model)
 

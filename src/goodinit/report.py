@@ -21,7 +21,7 @@ STATUSES: dict[str, str] = {
     "scaled": "its output has the target std",
     "drawn": "filled by a scheme that does not scale",
     "shared": "scaled at its first use, used again later",
-    "tied": "also read by an embedding: left as it is",
+    "tied": "also read by an embedding: left as it is, unless target_std= names it",
     "frozen": "requires_grad=False: left as it is",
     "skipped": "matches skip=: left as it is",
     "scale-invariant": "no factor changes its output (weight standardization, spectral norm): left as it is",

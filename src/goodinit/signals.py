@@ -19,11 +19,11 @@ from goodinit.files import write_whole
 from goodinit.layer import Finding, Layer
 from goodinit.report import number, percent, printed, rich_table, table
 from goodinit.units import share
-from goodinit.verdict import findings_of, verdict_on
+from goodinit.verdict import findings_of, unjudged, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class Signal:
     """The learning rate that relative updates are judged for; None: they are not judged."""
     seconds: float = 0.0
     """Wall-clock time of the whole call."""
+    unmeasured: tuple[tuple[str, str], ...] = ()
+    """The model's other weights, each with the reason, a key of `goodinit.report.STATUSES`: ``"recurrent"`` or ``"unsupported"``
+    where an operator is not linear in it, ``"unused"`` where the forward does not come to it."""
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
@@ -53,8 +56,13 @@ class Signal:
 
     @property
     def verdict(self) -> str:
-        """One sentence, then each finding on lines of its own."""
-        return verdict_on(self.findings, len(self))
+        """One sentence, then each finding on a line of its own, and what could not be judged."""
+        return "\n".join([verdict_on(self.findings, len(self)), *self.notes])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the verdict does not cover: weights that were not measured, and what one sample does not show."""
+        return unjudged(self.layers, self.unmeasured)
 
     def assert_healthy(self, *, allow: Iterable[str] = ()) -> None:
         """Raise unless nothing is wrong: for a test-suite.
@@ -124,7 +132,9 @@ class Signal:
         raw = json.loads(text)
         if not isinstance(raw, dict) or raw.pop("schema", None) != _SCHEMA or set(raw) != {f.name for f in fields(cls)}:
             raise ValueError(f"not a goodinit signal of schema {_SCHEMA}: {text[:80]!r}")
-        return cls(tuple(_layer(layer) for layer in raw.pop("layers")), **{k: _number_of(v, k) for k, v in raw.items()})
+        layers, unmeasured = (raw.pop(key) for key in ("layers", "unmeasured"))
+        others = tuple((str(name), str(status)) for name, status in unmeasured)
+        return cls(tuple(map(_layer, layers)), unmeasured=others, **{k: _number_of(v, k) for k, v in raw.items()})
 
     def __str__(self) -> str:
         head, rows = self._table()

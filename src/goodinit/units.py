@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 
 from goodinit.advice import against_saturation
 from goodinit.courses import Course
@@ -29,20 +30,26 @@ def dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
     if worst is None or ((worst.dead or 0) < _MOSTLY_DEAD and len(bad) < max(2, _OFTEN * len(judged))):
         return None
     others = f", and half or more in {len(bad)} of {len(judged)} layers" if len(bad) > 1 else ""
-    text = f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}){others}."
+    begin = f", {share(bad[0].dead or 0)} after {bad[0].name}, where it begins" if bad[0] is not worst else ""
+    text = (
+        f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}; its output has the mean "
+        f"{worst.mean:.3g} and the std {worst.std:.2g}){begin}{others}."
+    )
+    finding = Finding("dead", bad[0].name, text, "")
     advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."
-    if collapse is None or _leads_to(collapse, bad[0], layers):
+    if collapse is None or leads_to(collapse, finding, layers):
         advice = (
             "LSUV mends it where biases far below 0 are the cause: goodinit.lsuv_(model, data) sets them to 0. In training it "
             "comes from a learning rate that is too large. A leaky ReLU has no dead units."
         )
-    return Finding("dead", bad[0].name, text, advice)
+    return replace(finding, advice=advice)
 
 
-def _leads_to(collapse: Finding, layer: Layer, layers: Sequence[Layer]) -> bool:
+def leads_to(collapse: Finding, dying: Finding, layers: Sequence[Layer]) -> bool:
     """Whether a layer that stops nearly everything lies in front of it: in a gradual collapse half of the units are dead."""
-    names = [other.name for other in layers]
-    return (layer.dead or 0) >= _MOSTLY_DEAD and names.index(layer.name) < names.index(collapse.layer)
+    names = [layer.name for layer in layers]
+    place = names.index(dying.layer)
+    return (layers[place].dead or 0) >= _MOSTLY_DEAD and place < names.index(collapse.layer)
 
 
 def _elements(layer: Layer) -> float:

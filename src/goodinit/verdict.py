@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 
 from goodinit.advice import (
+    NO_FACTOR,
     against_collapse,
     against_large_gradients,
     against_loss_of_scale,
@@ -19,9 +20,9 @@ from goodinit.advice import (
 )
 from goodinit.courses import Course, quotient
 from goodinit.layer import HEALTHY_UPDATES, Finding, Layer
-from goodinit.units import dead, saturated, share, updates
+from goodinit.units import dead, leads_to, saturated, share, updates
 
-__all__ = ["HEALTHY_UPDATES", "findings_of", "verdict_on"]
+__all__ = ["HEALTHY_UPDATES", "findings_of", "unjudged", "verdict_on"]
 
 # Std, end to start. Small weights and heads make a factor of 100 by design: DeepSeek-V3 (small config) has 1/128, MobileViT 120,
 # but no steady course.
@@ -53,17 +54,21 @@ def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None
     # What lies behind NaN or infinity says nothing; a weight of zeros is zero by design.
     sound = [layer for layer in layers[: _place_of_first_broken(layers)] if layer.weight_norm > 0]
     found = [_non_finite(layers, loss)]
-    if sound:
+    if sound and (same := _same_samples(sound)) is not None:
+        found.append(same)
+    elif sound:
         collapse = _alike(sound) or _on_a_line(sound)
+        dying = dead(sound, collapse)
+        first = dying is not None and collapse is not None and leads_to(collapse, dying, sound)
         found += [
             _exploding(sound),
             _vanishing(sound),
-            collapse,
+            *((dying, collapse) if first else (collapse,)),
             _gradient(sound, layers),
-            dead(sound, collapse),
+            None if first else dying,
             saturated(sound),
         ]
-        found.append(None if lr is None else updates(sound, lr))
+    found.append(None if lr is None or not sound else updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 
 
@@ -74,6 +79,30 @@ def verdict_on(findings: Sequence[Finding], count: int) -> str:
         return f"Healthy: no fault found in {layers}."
     kinds = ", ".join(f"{finding.kind} ({finding.layer})" if finding.layer else finding.kind for finding in findings)
     return "\n".join([f"Not healthy, {layers}: {kinds}.", *(f"- {finding}" for finding in findings)])
+
+
+_REASONS = {
+    "recurrent": "recurrent (their operators are not linear in them)",
+    "unsupported": "used by operators that goodinit does not know",
+    "unused": "not used in this forward",
+}
+
+
+def unjudged(layers: Sequence[Layer], unmeasured: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """What a verdict does not cover, a sentence each."""
+    notes = []
+    if layers and all(layer.output_shape and _is_single(layer) for layer in layers):
+        notes.append("The batch holds one sample: what lies between samples was not judged. Measure with several.")
+    names: dict[str, list[str]] = {}
+    for name, reason in unmeasured:
+        names.setdefault(reason, []).append(name)
+    parts = [
+        f"{len(found)} weight{'' if len(found) == 1 else 's'} {_REASONS.get(reason, reason)}, such as {found[0]}"
+        for reason, found in names.items()
+    ]
+    if parts:
+        notes.append(f"Not measured: {'; '.join(parts)}.")
+    return tuple(notes)
 
 
 # Non-finite numbers.
@@ -117,7 +146,8 @@ def _vanishing(layers: Sequence[Layer]) -> Finding | None:
     course = Course.of(_inner(layers), lambda layer: layer.std)
     if course.ratio < _LOST or (course.ratio < _VANISHING and course.steadiness() < -_STEADY):
         first = course.first_below(0.1).name
-        return Finding("vanishing", first, f"The signal vanishes from {first} on: std {course}.", against_loss_of_scale())
+        advice = against_loss_of_scale() if course.end else NO_FACTOR
+        return Finding("vanishing", first, f"The signal vanishes from {first} on: std {course}.", advice)
     return None
 
 
@@ -131,8 +161,21 @@ def _exploding(layers: Sequence[Layer]) -> Finding | None:
 
 def _difference(layer: Layer) -> float | None:
     """How much of an output depends on the sample; of one sample that cannot be told."""
-    single = not layer.output_shape or layer.output_shape[0] < 2
-    return None if single or not layer.std else layer.sample_std / layer.std
+    return None if _is_single(layer) or not layer.std else layer.sample_std / layer.std
+
+
+def _is_single(layer: Layer) -> bool:
+    return not layer.output_shape or layer.output_shape[0] < 2
+
+
+def _same_samples(layers: Sequence[Layer]) -> Finding | None:
+    """No output differs from sample to sample, from the first layer on: it is the data."""
+    differences = [difference for layer in layers if (difference := _difference(layer)) is not None]
+    if not differences or max(differences) >= _SAME:
+        return None
+    text = "Every sample of the batch has the same output, at all layers, from the first one on."
+    advice = "Are the samples the same, or does the forward not use them? Measure with a batch of different ones."
+    return Finding("same-samples", layers[0].name, text, advice)
 
 
 def _alike(layers: Sequence[Layer]) -> Finding | None:

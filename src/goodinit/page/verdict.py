@@ -104,5 +104,6 @@ def _note_of_choice(report: Report) -> list[Note]:
 
 def verdict_of_signal(signal: Signal) -> Verdict:
     """What a measurement found."""
-    notes = tuple(Note("fault", f.kind, (f.layer,) if f.layer else (), f.text, f.advice) for f in signal.findings)
-    return Verdict("fault" if notes else "healthy", signal.verdict.partition("\n")[0], notes)
+    faults = tuple(Note("fault", f.kind, (f.layer,) if f.layer else (), f.text, f.advice) for f in signal.findings)
+    notes = tuple(Note("unjudged", "note", (), text) for text in signal.notes)
+    return Verdict("fault" if faults else "healthy", signal.verdict.partition("\n")[0], (*faults, *notes))
