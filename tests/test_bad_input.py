@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit import GoodinitWarning, ModelError, NonFiniteError, OptionError, lsuv_
+from goodinit import DataError, GoodinitWarning, ModelError, NonFiniteError, OptionError, lsuv_
 from goodinit.errors import MissingExtraError, annotate, require
 from nets import Functional, Normalized, assert_same, build, mlp, snapshot
 
@@ -35,6 +35,7 @@ def refused(error, message, model, data, **options):
         ({"skip": "hed"}, r"skip: the pattern 'hed' matches no .* \(did you mean 'head', .*\?\).*shell-style"),
         ({"skip": ["body.0", "body.9*"]}, r"pattern 'body.9\*' matches no"),
         ({"skip": [0]}, "skip: patterns are strings such as 'head\\*'; got 0"),
+        ({"generator": 0}, r"generator must be a torch.Generator: generator=torch.Generator\(\).manual_seed\(0\); got 0"),
         ({"mode": "training"}, "mode must be 'train' or 'eval'; got 'training'"),
         ({"pre_init": "gaussian"}, "pre_init must be 'orthonormal', 'structured', None or a function .* got 'gaussian'"),
         ({"pre_init": "orthogonal"}, r"got 'orthogonal' \(did you mean 'orthonormal'\?\)"),
@@ -76,6 +77,23 @@ def test_models():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit is deprecated, and still what people have
         scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
     refused(ModelError, "1 is TorchScript, .* before torch.jit.script", scripted, x)
+
+
+def test_a_model_made_in_inference_mode():
+    with torch.inference_mode():
+        model = nn.Linear(4, 4)
+    with pytest.raises(ModelError, match=r"'weight' was made inside torch.inference_mode\(\), so it can neither be initialized"):
+        lsuv_(model, torch.randn(8, 4))
+
+
+def test_an_array_is_told_how_to_become_a_tensor():
+    array = torch.randn(8, 4).numpy()
+    refused(
+        DataError,
+        r"cannot take a batch from numpy.ndarray of length 8; pass a tensor: torch.from_numpy\(data\)",
+        mlp(4, 5),
+        array,
+    )
 
 
 def test_what_the_model_rejects_says_how_far_it_got():

@@ -66,10 +66,15 @@ def test_devices():
     assert device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:77", "meta", "mtia"])
+@pytest.mark.parametrize("name", ["cuda:77", "meta", "mtia"])
 def test_devices_that_are_not_there(name):
     with pytest.raises(OptionError, match=f"--device {name}: .*; try --device cpu"):
         device(name)
+
+
+def test_a_gpu_is_called_cuda():
+    with pytest.raises(OptionError, match=r"--device gpu: torch calls a GPU cuda; try --device cuda, or auto"):
+        device("gpu")
 
 
 def test_a_seed_begins_every_stream_anew():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -130,13 +132,23 @@ def test_all_rows_of_a_file_are_one_batch_in_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("batches", "batch_size", "sizes"),
-    [(1, 4, [4]), (2, 4, [4, 4]), (3, 4, [4, 4]), (2, None, [5, 5]), (3, None, [3, 3, 3]), (1, 50, [10]), (20, None, [1] * 10)],
+    ("batches", "batch_size", "sizes", "said"),
+    [
+        (1, 4, [4], "; 1 batch of 4 of 10 rows"),
+        (1, 10, [10], ""),
+        (2, 4, [4, 4], "; 2 batches of 4 of 10 rows"),
+        (3, 4, [4, 4], "; 2 batches of 4 of 10 rows, too few for --batches 3"),
+        (2, None, [5, 5], "; 2 batches of 5 of 10 rows"),
+        (3, None, [3, 3, 3], "; 3 batches of 3 of 10 rows"),
+        (1, 50, [10], "; 1 batch of 10 of 10 rows, too few for --batch-size 50"),
+        (20, None, [1] * 10, "; 10 batches of 1 of 10 rows, too few for --batches 20"),
+    ],
 )
-def test_rows_are_drawn_without_repetition_and_stay_together(tmp_path, batches, batch_size, sizes):
+def test_rows_are_drawn_without_repetition_and_stay_together(tmp_path, batches, batch_size, sizes, said):
     x = np.arange(30.0).reshape(10, 3)
     inputs = read(tmp_path, Two().double(), batches=batches, batch_size=batch_size, left=x, right=2 * x, y=x[:, 0])
     assert [len(batch["left"]) for batch in inputs.batches] == sizes
+    assert re.sub(r".*batch.npz|; not given.*", "", inputs.text) == said
     rows = torch.cat([batch["left"] for batch in inputs.batches])
     assert len(rows.unique(dim=0)) == len(rows)
     assert all(torch.equal(2 * batch["left"], batch["right"]) for batch in inputs.batches)

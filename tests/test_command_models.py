@@ -56,7 +56,7 @@ def test_arguments_reach_the_maker(project):
         ("net.Net", {}, r"the model 'net.Net' should be MODULE:NAME \(did you mean 'net:Net'\?\)"),
         ("net:", {}, "the model 'net:' should be MODULE:NAME: net:make_model for"),
         (":Net", {}, "the model ':Net' should be MODULE:NAME: "),
-        ("net:SIZE", {}, "net:SIZE is a int; a model is a torch.nn.Module, or what returns one when called"),
+        ("net:SIZE", {}, "net:SIZE is no model but of type int; a model is a torch.nn.Module, or what returns one when called"),
         ("net:model", {"width": 3}, "net:model is a model already, so it takes no --arg width=…"),
         ("net:make_model", {}, "net:make_model needs width and depth: add --arg width=… --arg depth=…"),
         ("net:make_model", {"width": 3}, "net:make_model needs depth: add --arg depth=…"),

@@ -65,7 +65,7 @@ def test_signals_are_measured_for_what_shows_them(tmp_path):
 @pytest.mark.parametrize(
     ("reports", "out", "message"),
     [
-        (["a.doc"], None, r"a report cannot be saved as 'a.doc': its name should end in one of .html, .json, .*\.png"),
+        (["a.doc"], None, r"a report cannot be saved as 'a.doc': its name should end in .html, .json, .png, .svg or .pdf$"),
         (["a"], None, "a report cannot be saved as 'a': its name should end in"),
         (["none/a.html"], None, "a report cannot be saved as 'none/a.html': No such file or directory"),
         (["none/a.png"], None, "a report cannot be saved as 'none/a.png': No such file or directory"),

@@ -33,13 +33,14 @@ def test_tokens_are_those_of_the_model():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("noise:", "--data noise:: expected the shape of one sample, such as noise:3x224x224"),
+        ("noise:", "^--data noise: expected the shape of one sample, such as noise:3x224x224"),
         ("noise:3x0", "--data noise:3x0: expected the shape"),
         ("noise:3*4", "expected the shape"),
         ("tokens:x", "--data tokens:x: expected the shape of one sample, such as tokens:128"),
         ("tokens:3x4", "--data tokens:3x4: expected the length of a sequence, such as tokens:128"),
         ("nosie:3", "there is no file or folder 'nosie:3'; other than these, --data takes hub:NAME, noise:3x224x224 and tokens"),
         ("hub:", "--data hub: expected the name of a set, such as hub:ylecun/mnist"),
+        ("nothere.npz", "there is no file or folder 'nothere.npz'; other than"),
         ("batch.np", r"there is no file or folder 'batch.np' \(did you mean 'batch.npz'\?\)"),
     ],
 )

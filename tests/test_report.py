@@ -87,8 +87,8 @@ def test_ok(status, ok):
     report = Report((good, dataclasses.replace(good, name="b", status=status)), 1, 0.0, 0.0)
     assert report.ok == ok
     assert report["b"].ok == ok
-    with pytest.raises(KeyError):
-        report["c"]
+    with pytest.raises(KeyError, match=r"no weight is called 'b\.' \(did you mean 'b'\?\)"):
+        report["b."]
 
 
 class Terminal(io.StringIO):

@@ -246,7 +246,13 @@ def test_other_dtypes(dtype):
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        (("xavier",), {}, OptionError, "scheme must be one of default, glorot, he, .*; got 'xavier'"),
+        (
+            ("xavier",),
+            {},
+            OptionError,
+            "scheme must be one of default, glorot, he, .*; got 'xavier', which is called 'glorot' here",
+        ),
+        (("kaiming_normal",), {}, OptionError, "got 'kaiming_normal', which is called 'he' here"),
         (("gloro",), {}, OptionError, r"got 'gloro' \(did you mean 'glorot'\?\)"),
         (("lsuv",), {}, DataError, "no data: pass a batch"),
         (("he",), {"gain": 0}, OptionError, "gain must be a positive number; got 0"),

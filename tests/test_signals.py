@@ -43,7 +43,7 @@ def measured():
 def test_layers_by_name_and_place(measured):
     assert [layer.name for layer in measured] == ["0.weight", "2.weight"]
     assert measured["2.weight"] is measured[1] is measured[-1]
-    with pytest.raises(KeyError, match=r"1\.weight"):
+    with pytest.raises(KeyError, match=r"no weight is called '1\.weight' \(did you mean '2\.weight', '0\.weight'\?\)"):
         measured["1.weight"]
 
 

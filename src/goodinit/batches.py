@@ -189,6 +189,8 @@ def _check_iterable(data: Any) -> None:
         raise DataError(
             f"{type(data).__name__} is a Dataset of single samples; pass DataLoader(dataset, batch_size=64, shuffle=True)"
         )
+    if type(data).__module__ == "numpy":
+        raise DataError(f"cannot take a batch from {_describe(data)}; pass a tensor: torch.from_numpy(data)")
     if isinstance(data, (str, bytes)) or hasattr(data, "__array__") or not isinstance(data, Iterable):
         raise DataError(
             f"cannot take a batch from {_describe(data)}; pass a tensor, a tuple, a mapping, a DataLoader, or "

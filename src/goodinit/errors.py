@@ -69,9 +69,9 @@ def require(module: str, *, extra: str) -> ModuleType:
         ) from error
 
 
-def did_you_mean(asked: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'a', 'b'?)``, or nothing where no known name is close."""
-    close = difflib.get_close_matches(asked, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+def did_you_mean(asked: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """`` (did you mean 'a', 'b'?)``, or nothing where no known name is close; ``cutoff``: how close, of 1."""
+    close = difflib.get_close_matches(asked, list(dict.fromkeys(known)), n=3, cutoff=cutoff)
     return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from goodinit.errors import OptionError
 from goodinit.seeds import Seeds, number_from
 
 
@@ -74,6 +75,10 @@ class Randomness:
     """
 
     def __init__(self, generator: torch.Generator | None) -> None:
+        if not (generator is None or isinstance(generator, torch.Generator)):
+            raise OptionError(
+                f"generator must be a torch.Generator: generator=torch.Generator().manual_seed(0); got {generator!r}"
+            )
         self._given = generator
         self._own = torch.Generator()
         self._noise: dict[torch.device, int] = {}

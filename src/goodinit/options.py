@@ -53,6 +53,7 @@ class Options:
         """Options that can be meant.
 
         Raises:
+            ModelError: it was made in inference mode.
             OptionError: a target that is not a positive number, an unknown ``pre_init``, ``mode`` or ``variance``, a pattern
                 without a match, a number of batches or a tolerance that cannot be meant.
         """
@@ -62,6 +63,7 @@ class Options:
             raise OptionError(f"batches must be 1 or more; got {batches!r}")
         if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
             raise OptionError(f"tol must be between 0 and 1; got {tol!r}")
+        _refuse_inference(model)
         _check_measure(variance, center, target_mean, batches)
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
@@ -128,6 +130,15 @@ def _check_measure(variance: str, center: object, mean: object, batches: int) ->
     if batches > 1 and (center or variance != "all"):
         asked = "center=True" if center else f"variance={variance!r}"
         raise OptionError(f"{asked} measures one batch; got batches={batches}. A larger batch does the same")
+
+
+def _refuse_inference(model: nn.Module) -> None:
+    made = next((name for name, p in model.named_parameters() if p.is_inference()), None)
+    if made is not None:
+        raise ModelError(
+            f"{made!r} was made inside torch.inference_mode(), so it can neither be initialized nor trained; "
+            "make the model outside"
+        )
 
 
 def check_model(model: object, *, meta: bool = False) -> None:

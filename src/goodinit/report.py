@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from goodinit.signals import Signal
 
 from goodinit.choice import Choice
+from goodinit.errors import did_you_mean
 
 # Status -> what it means. The order is that of the summary line.
 STATUSES: dict[str, str] = {
@@ -103,11 +104,15 @@ class Report:
         return len(self.records)
 
     def __getitem__(self, name: str) -> Record:
-        """The record of a weight by its name."""
+        """The record of a weight by its name.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
         for record in self.records:
             if record.name == name:
                 return record
-        raise KeyError(name)
+        raise KeyError(no_such_weight(name, (record.name for record in self.records)))
 
     def to_json(self) -> str:
         """JSON of all fields; `from_json` reads it back. NaN and infinity do not occur."""
@@ -224,6 +229,11 @@ def status_of(record: Record) -> str:
 def _span(values: Iterable[float]) -> str:
     low, high = min(values := list(values)), max(values)
     return f"{number(low)} to {number(high)}"
+
+
+def no_such_weight(name: object, known: Iterable[str]) -> str:
+    """What a KeyError says."""
+    return f"no weight is called {name!r}{did_you_mean(str(name), known)}"
 
 
 def number(value: float | None) -> str:

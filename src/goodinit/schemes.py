@@ -36,6 +36,9 @@ Fill = Callable[[Tensor], object]
 LSUV: dict[str, Literal["orthonormal"] | Fill] = {"lsuv": "orthonormal", "lsuv-gaussian": nn.init.normal_}
 SCHEMES: tuple[str, ...] = ("default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", *LSUV, "random-walk")
 
+# Names that torch.nn.init and other libraries have for them.
+_ELSEWHERE = {"kaiming": "he", "xavier": "glorot", "orthogonal": "orthonormal"}
+
 
 def init_(
     model: nn.Module,
@@ -121,7 +124,9 @@ def init_(
 
 def _check(scheme: str, nonlinearity: str, gain: float) -> None:
     if scheme not in SCHEMES:
-        raise OptionError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}{did_you_mean(str(scheme), SCHEMES)}")
+        here = _ELSEWHERE.get(str(scheme).lower().partition("_")[0])
+        hint = f", which is called {here!r} here" if here else did_you_mean(str(scheme), SCHEMES)
+        raise OptionError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}{hint}")
     if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0 < gain < float("inf"):
         raise OptionError(f"gain must be a positive number; got {gain!r}")
     if gain != 1 and scheme in LSUV:

@@ -17,7 +17,7 @@ from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.files import write_whole
 from goodinit.layer import Finding, Layer
-from goodinit.report import number, percent, printed, rich_table, table
+from goodinit.report import no_such_weight, number, percent, printed, rich_table, table
 from goodinit.units import share
 from goodinit.verdict import findings_of, unjudged, verdict_on
 
@@ -90,7 +90,7 @@ class Signal:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        raise KeyError(name)
+        raise KeyError(no_such_weight(name, (layer.name for layer in self.layers)))
 
     def save_picture(self, path: str | os.PathLike[str], before: Signal | None = None, *, theme: Theme = None) -> None:
         """Draw stds and histograms, with a loss gradients and relative updates too, and save the picture (extra ``plot``).

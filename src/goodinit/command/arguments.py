@@ -98,6 +98,8 @@ def device(name: str) -> torch.device:
     Raises:
         OptionError: no such device here, or no device at all.
     """
+    if name == "gpu":
+        raise OptionError("--device gpu: torch calls a GPU cuda; try --device cuda, or auto, which is a GPU where there is one")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

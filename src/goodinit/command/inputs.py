@@ -66,8 +66,9 @@ def read_inputs(
     typed, note = _typed(used, model)
     parts = _parts(typed, batches, batch_size, seed)
     made = tuple(_batch(names, part) for part in parts)
+    drawn = _drawn(typed, parts, batches, batch_size)
     left_out = f"; not given to the model: {', '.join(rest)}" if rest else ""
-    return Inputs(made, parts[0][labels] if labels else None, f"{samples.text}{note}{left_out}")
+    return Inputs(made, parts[0][labels] if labels else None, f"{samples.text}{note}{drawn}{left_out}")
 
 
 def _arguments(samples: Samples, model: nn.Module) -> Mapping[str | int, str]:
@@ -135,6 +136,18 @@ def _parts(tensors: dict[str, Tensor], batches: int, batch_size: int | None, see
     size = min(count, batch_size or max(1, count // batches))
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return [{name: t[rows] for name, t in tensors.items()} for rows in order.split(size)[: min(batches, count // size)]]
+
+
+def _drawn(tensors: Mapping[str, Tensor], parts: list[dict[str, Tensor]], batches: int, batch_size: int | None) -> str:
+    """How many batches of how many rows, where it is not one batch of all rows as asked for."""
+    counts = {part: len(t) if t.dim() else 1 for part, t in parts[0].items()}
+    size, rows = next(iter(counts.values())), len(next(iter(tensors.values()))) if batch_size or batches > 1 else 0
+    if not rows or (len(parts) == batches == 1 and size == rows == batch_size):
+        return ""
+    wanted = [f"--batches {batches}"] if len(parts) < batches else []
+    wanted += [f"--batch-size {batch_size}"] if batch_size is not None and size < batch_size else []
+    few = f", too few for {' and '.join(wanted)}" if wanted else ""
+    return f"; {len(parts)} batch{'' if len(parts) == 1 else 'es'} of {size} of {rows} rows{few}"
 
 
 def _batch(names: Mapping[str | int, str], part: Mapping[str, Tensor]) -> Batch:

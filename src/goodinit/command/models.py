@@ -46,7 +46,10 @@ def find_model(source: str, keywords: Mapping[str, Any]) -> Maker:
             raise OptionError(f"{source} is a model already, so it takes no --arg {next(iter(keywords))}=…")
         return lambda: found
     if not callable(found):
-        raise OptionError(f"{source} is a {type(found).__name__}; a model is a torch.nn.Module, or what returns one when called")
+        raise OptionError(
+            f"{source} is no model but of type {type(found).__name__}; a model is a torch.nn.Module, or what "
+            "returns one when called"
+        )
     _check_arguments(source, found, keywords)
     return lambda: _made(source, found, keywords)
 

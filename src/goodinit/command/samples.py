@@ -69,9 +69,9 @@ def read_samples(source: str, wanted: Wanted, model: nn.Module) -> Samples:
 
 def _not_there(path: Path) -> str:
     siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = did_you_mean(path.name, siblings, cutoff=0.75)  # for an ending that they share is no resemblance
     return (
-        f"there is no file or folder {str(path)!r}{did_you_mean(path.name, siblings)}; other than these, --data takes hub:NAME, "
-        "noise:3x224x224 and tokens:128"
+        f"there is no file or folder {str(path)!r}{near}; other than these, --data takes hub:NAME, noise:3x224x224 and tokens:128"
     )
 
 
@@ -98,5 +98,5 @@ def _sizes(kind: str, text: str) -> tuple[int, ...]:
     sizes = text.replace(",", "x").split("x")
     if not all(size.isdecimal() and int(size) for size in sizes):
         example = "noise:3x224x224" if kind == "noise" else "tokens:128"
-        raise OptionError(f"--data {kind}:{text}: expected the shape of one sample, such as {example}")
+        raise OptionError(f"--data {f'{kind}:{text}'.rstrip(':')}: expected the shape of one sample, such as {example}")
     return tuple(map(int, sizes))
