@@ -105,3 +105,12 @@ def test_what_is_kept_lies_in_few_pieces_of_memory():
     assert last == first
     shelf.copy(torch.zeros(300, 300))
     assert torch.equal(copies[0], kinds[0])
+
+
+def test_rows_that_are_the_same_have_rank_0_whatever_rounding_makes_of_them():
+    for seed in range(20):  # the mean of 31 equal numbers is one of them only nearly
+        row = torch.randn(64, generator=torch.Generator().manual_seed(seed))
+        assert effective_ranks([row.expand(31, 64).clone()]) == [0.0]
+    varied = torch.randn(31, 64, generator=torch.Generator().manual_seed(0))
+    (small,), (large,) = effective_ranks([1e-4 * varied + 1.0]), effective_ranks([varied])
+    assert small == pytest.approx(large, rel=1e-3)

@@ -14,6 +14,8 @@ _SHORT, _LONG = 32, 256
 _COUNTED = 2048
 BINS, REACH = 40, 4.0
 """Of histograms: how many bins, and how many stds they reach to either side of the mean."""
+# Last digits, by which rows that are the same may differ from their mean.
+_ROUNDING = 4
 # Layers that are worked on at once.
 _TOGETHER = 32
 
@@ -77,14 +79,18 @@ def effective_ranks(rows: Sequence[Tensor]) -> list[float | None]:
         entropies = torch.special.entr(eigenvalues / total.clamp_min(torch.finfo(total.dtype).tiny)).sum(-1)
         found = entropies.exp() * (total[:, 0] > 0)  # a constant has rank 0
         for place, rank, is_finite in zip(places, found.tolist(), finite.tolist(), strict=True):
-            ranks[place] = rank if is_finite else None
+            ranks[place] = rank if is_finite and math.isfinite(rank) else None
     return ranks
 
 
 def _grams(x: Tensor) -> Tensor:
     """The smaller of X X^T and X^T X of each matrix, X being less its mean and of entries of 1 at most."""
-    x = x - x.mean(1, keepdim=True)
-    x = x / x.abs().amax((1, 2), keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    means = x.mean(1, keepdim=True)
+    x = x - means
+    size, rounding = x.abs().amax((1, 2), keepdim=True), _ROUNDING * torch.finfo(x.dtype).eps
+    x = x / size.clamp_min(torch.finfo(x.dtype).tiny)
+    # What is left of a constant is rounding: of rank 0, as the constant is, and some LAPACKs give NaN for eigenvalues of it.
+    x = x.where(size > rounding * means.abs().amax((1, 2), keepdim=True), torch.zeros((), dtype=x.dtype, device=x.device))
     return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
