@@ -90,7 +90,8 @@ def _grams(x: Tensor) -> Tensor:
     size, rounding = x.abs().amax((1, 2), keepdim=True), _ROUNDING * torch.finfo(x.dtype).eps
     x = x / size.clamp_min(torch.finfo(x.dtype).tiny)
     # What is left of a constant is rounding: of rank 0, as the constant is, and some LAPACKs give NaN for eigenvalues of it.
-    x = x.where(size > rounding * means.abs().amax((1, 2), keepdim=True), torch.zeros((), dtype=x.dtype, device=x.device))
+    constant = size <= rounding * means.abs().amax((1, 2), keepdim=True)  # not of NaN
+    x = x.masked_fill(constant, 0)
     return x @ x.mT if x.shape[1] <= x.shape[2] else x.mT @ x
 
 
