@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import goodinit
 from goodinit import Record, Report
+from goodinit.comparison import Comparison
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.files import SaveError
 from goodinit.page.content import content_of
@@ -63,7 +64,8 @@ def test_saved_where_asked(tmp_path):
 def test_whose_page_it_is_and_when_it_was_made(tmp_path):
     made = rf"\d{{4}}-\d\d-\d\d \d\d:\d\d [+-]\d{{4}} · goodinit {re.escape(goodinit.__version__)}"
     signal, source = Signal((LAYER,)), "net:Net on 64 images of <images>; seed 0"
-    for i, found in enumerate((REPORT, signal, signal.compare(signal))):
+    sources: tuple[Report | Signal | Comparison, ...] = (REPORT, signal, signal.compare(signal))
+    for i, found in enumerate(sources):
         text = found.save_html(tmp_path / f"{i}.html", source=source).read_text("utf-8")
         assert re.search(rf'<p class="made">net:Net on 64 images of &lt;images&gt;; seed 0 · {made}</p>', text)
     assert re.search(rf'<p class="made">{made}</p>', REPORT.save_html(tmp_path / "a.html").read_text("utf-8"))
