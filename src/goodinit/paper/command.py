@@ -128,7 +128,7 @@ def run(
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
         from goodinit.paper.runner import reproduce  # noqa: PLC0415
         from goodinit.paper.show import audience  # noqa: PLC0415
-        from goodinit.paper.world import processes  # noqa: PLC0415
+        from goodinit.paper.world import processes, started_together  # noqa: PLC0415
 
         patterns = tuple(pattern.strip() for given in only or () for pattern in given.split(",") if pattern.strip())
         device = device_named(device)
@@ -147,6 +147,11 @@ def run(
         if launcher == "ray" and tensorboard is not None:
             raise OptionError(
                 "--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not"
+            )
+        if launcher == "ray" and started_together():
+            raise OptionError(
+                "--launcher ray is for one process, whose workers do the runs; these were started by torchrun, which --launcher "
+                "local is for"
             )
         gpus = float(device == "cuda") if gpus is None else gpus
         launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)
