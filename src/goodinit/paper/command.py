@@ -58,7 +58,7 @@ def list_() -> None:
         table.add_row(experiment.name, experiment.source, experiment.title, ", ".join(map(str, sorted(counts))))
     Console().print(table)
     typer.echo(
-        "\nbudgets: smoke (seconds; too short to learn anything), short (minutes a run), full (as published; most need a GPU)"
+        "\nbudgets: smoke (seconds a run; too short to learn), short (minutes a run), full (as published; most need a GPU)"
     )
     for experiment in experiments.experiments():
         for budget in set(experiment.cells) - {"smoke", "short", "full"}:
@@ -96,7 +96,9 @@ def run(
         str, typer.Argument(metavar="EXPERIMENT", help="Its name, a TOML file with one of your own, or all: one after the other.")
     ],
     *,
-    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds; minutes a run; as published.")] = "short",
+    budget: Annotated[
+        str, typer.Option(metavar="smoke|short|full", help="Seconds or minutes a run; as published.")
+    ] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
     only: Annotated[
         list[str] | None,
