@@ -96,9 +96,7 @@ def run(
         str, typer.Argument(metavar="EXPERIMENT", help="Its name, a TOML file with one of your own, or all: one after the other.")
     ],
     *,
-    budget: Annotated[
-        str, typer.Option(metavar="smoke|short|full", help="Seconds or minutes a run; as published.")
-    ] = "short",
+    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds or minutes a run; as published.")] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
     only: Annotated[
         list[str] | None,
