@@ -161,6 +161,19 @@ def test_an_address_that_does_not_answer(monkeypatch):
         on_ray("somewhere")(None, None, None, None, [])
 
 
+@pytest.mark.parametrize(("address", "place"), [("auto", "'auto'"), (None, "'this machine'")])
+def test_no_cluster(monkeypatch, address, place):
+    """Whatever Ray says for a cluster that is not there, or cannot be started."""
+    import ray
+
+    def fail(*_given, **_named):
+        raise ConnectionError("Could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(OptionError, match=rf"no Ray cluster at {place}: Could not find any running Ray instance"):
+        on_ray(address)(None, None, None, None, [])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -13,7 +13,7 @@ from torch import nn
 from goodinit import OptionError, init_
 from goodinit.paper.checkpoint import Checkpoint, CheckpointError
 from goodinit.paper.config import Training
-from goodinit.paper.networks import make_network
+from goodinit.paper.networks import NETWORKS, make_network
 from goodinit.paper.optimize import Solver
 from goodinit.paper.outcome import Observer, Outcome, Progress
 from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, in_order, seed_of
@@ -35,6 +35,7 @@ LARGE = dataclasses.replace(
 )  # fmt: skip
 
 
+SIZES = {1: (28, 28), 3: (32, 32)}
 LEARNING = dataclasses.replace(SMALL, optimizer="rmsprop", lr=0.002, iterations=120, milestones=(100,))
 
 
@@ -110,6 +111,44 @@ def test_it_learns():
     assert outcome.final_accuracy > 0.9
     assert outcome.best_accuracy >= outcome.final_accuracy
     assert outcome.images_per_second > 0
+
+
+# What the paper measures itself against, each on its smallest case; hints and distillation are in test_paper_objectives.py.
+SYSTEMS: dict[str, dict[str, object]] = {
+    "highway-mlp": {"network": "highway-mlp", "depth": 10, "init": "he", "pixels": "standardized"},
+    "batch normalization before": {"init": "glorot", "norm": "before"},
+    "batch normalization after": {"init": "glorot", "norm": "after"},
+    "random walk": {"network": "mlp", "depth": 20, "init": "random-walk", "pixels": "standardized", "lr": 0.0005},
+    "krahenbuhl": {"init": "krahenbuhl"},
+    "delta-orthogonal": {"init": "delta-orthogonal", "activation": "tanh"},
+    "skipinit": {"network": "skipinit1", "init": "he", "pixels": "gcn", "iterations": 30},
+}
+OF_IMAGENET: dict[str, object] = {"pixels": "standardized", "optimizer": "sgd", "lr": 0.01, "batch": 16}
+SLOW_SYSTEMS: dict[str, dict[str, object]] = {
+    "highway-mnist": {"network": "highway-mnist", "init": "he"},
+    "gradinit": {"init": "gradinit"},
+    "fixup": {"network": "fixup1", "init": "he", "pixels": "gcn"},
+    "caffenet": {"network": "caffenet", "pixels": "standardized", "optimizer": "sgd", "lr": 0.01, "batch": 16, "iterations": 25},
+    "googlenet": {
+        "network": "googlenet",
+        "pixels": "standardized",
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "batch": 16,
+        "iterations": 40,
+    },
+}
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SYSTEMS)])
+def test_every_system_learns(name):
+    common: dict[str, object] = {"milestones": (), "iterations": 80, "evaluations": 1}
+    run = dataclasses.replace(LEARNING, **{**common, **{**SYSTEMS, **SLOW_SYSTEMS}[name]})
+    channels = NETWORKS[run.network].channels
+    images = image_set((3, 44, 44), classes=4) if name in ("caffenet", "googlenet") else image_set((channels, *SIZES[channels]))
+    outcome = train(run, images, device=CPU)
+    assert outcome.guessing < 0.4
+    assert outcome.final_accuracy > 0.9
 
 
 @pytest.mark.parametrize("run", [SMALL, LARGE, dataclasses.replace(SMALL, updates=True)])

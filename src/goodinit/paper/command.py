@@ -58,7 +58,7 @@ def list_() -> None:
         table.add_row(experiment.name, experiment.source, experiment.title, ", ".join(map(str, sorted(counts))))
     Console().print(table)
     typer.echo(
-        "\nbudgets: smoke (seconds; too short to learn anything), short (minutes a run), full (as published; most need a GPU)"
+        "\nbudgets: smoke (seconds a run; too short to learn), short (minutes a run), full (as published; most need a GPU)"
     )
     for experiment in experiments.experiments():
         for budget in set(experiment.cells) - {"smoke", "short", "full"}:
@@ -96,7 +96,7 @@ def run(
         str, typer.Argument(metavar="EXPERIMENT", help="Its name, a TOML file with one of your own, or all: one after the other.")
     ],
     *,
-    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds; minutes a run; as published.")] = "short",
+    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds or minutes a run; as published.")] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
     only: Annotated[
         list[str] | None,
@@ -128,7 +128,7 @@ def run(
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
         from goodinit.paper.runner import reproduce  # noqa: PLC0415
         from goodinit.paper.show import audience  # noqa: PLC0415
-        from goodinit.paper.world import processes  # noqa: PLC0415
+        from goodinit.paper.world import processes, started_together  # noqa: PLC0415
 
         patterns = tuple(pattern.strip() for given in only or () for pattern in given.split(",") if pattern.strip())
         device = device_named(device)
@@ -147,6 +147,11 @@ def run(
         if launcher == "ray" and tensorboard is not None:
             raise OptionError(
                 "--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not"
+            )
+        if launcher == "ray" and started_together():
+            raise OptionError(
+                "--launcher ray is for one process, whose workers do the runs; these were started by torchrun, which --launcher "
+                "local is for"
             )
         gpus = float(device == "cuda") if gpus is None else gpus
         launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)

@@ -43,7 +43,7 @@ something open, the source says what was chosen.
 
 | budget | what it is |
 | --- | --- |
-| `smoke` | seconds; a test that everything runs, not shown here |
+| `smoke` | seconds a run; a test that everything runs, not shown here |
 | `short` | minutes a run on two cores: the schedule shrunk in proportion, a smaller network where the table says so |
 | `full` | as published |
 """

@@ -147,7 +147,7 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Test the network on all test images."""
         self.model.eval()
-        self.world.copy_from_first_(self.model)  # statistics of batch normalization, which every process has of its own
+        self.world.copy_from_first_(self.model)  # statistics of batch normalization, which differ by rounding
         right = torch.zeros((), dtype=torch.int64, device=self.device)
         parts = in_order(
             self._test,

@@ -46,9 +46,10 @@ class World:
             )
 
     def together(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """A module whose gradients are averaged over the processes."""
+        """A module whose gradients are averaged over the processes, and whose batch normalization sees all of their images."""
         if self.size == 1:
             return module
+        _pool_statistics_(module)
         ids = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
@@ -101,6 +102,69 @@ class World:
             raise DataError(f"the processes do not have the same {what}: {seen}; give all of them the same files")
 
 
+class PooledBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalization by the statistics of all processes' images, which have to be as many in each.
+
+    torch.nn.SyncBatchNorm does it on GPUs only.
+    """
+
+    @classmethod
+    def of(cls, norm: nn.modules.batchnorm._BatchNorm) -> PooledBatchNorm:
+        """One in the place of another, with its parameters and statistics themselves."""
+        pooled = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        pooled.weight, pooled.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            pooled.register_buffer(name, buffer)
+        return pooled.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of (n, channels) or (n, channels, height, width)."""
+        if not self.training:
+            return super().forward(x)
+        axes, each = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+        z = x.float()
+        mean = _pooled(z.mean(axes))
+        centred = z - mean.view(each)
+        variance = _pooled(centred.square().mean(axes))
+        self._track(mean.detach(), variance.detach(), x.numel() // x.shape[1] * dist.get_world_size())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale.view(each) + self.bias.view(each)).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked += 1
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        pass
+
+
+def _pooled(values: Tensor) -> Tensor:
+    """The mean over the processes; gradients flow back to all of them."""
+    from torch.distributed.nn.functional import all_reduce  # noqa: PLC0415 - not in every build of torch
+
+    total: Tensor = all_reduce(values)
+    return total / dist.get_world_size()
+
+
+def _pool_statistics_(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and not isinstance(child, PooledBatchNorm):
+            setattr(module, name, PooledBatchNorm.of(child))
+        else:
+            _pool_statistics_(child)
+
+
+def started_together() -> bool:
+    """Whether torchrun has started this process, and others with it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 @contextmanager
 def processes(device: str) -> Iterator[World]:
     """All processes that torchrun has started, connected; or this one alone.
@@ -108,7 +172,7 @@ def processes(device: str) -> Iterator[World]:
     Raises:
         OptionError: more processes than GPUs.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not started_together():
         yield World()
         return
     if device == "cuda":
