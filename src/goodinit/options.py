@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from goodinit import sharded
 from goodinit.errors import ModelError, OptionError, did_you_mean
@@ -133,7 +134,7 @@ def _check_measure(variance: str, center: object, mean: object, batches: int) ->
 
 
 def _refuse_inference(model: nn.Module) -> None:
-    made = next((name for name, p in model.named_parameters() if p.is_inference()), None)
+    made = next((name for name, p in model.named_parameters() if not is_lazy(p) and p.is_inference()), None)
     if made is not None:
         raise ModelError(
             f"{made!r} was made inside torch.inference_mode(), so it can neither be initialized nor trained; "
