@@ -417,6 +417,11 @@ def test_one_sample_and_equal_ones_are_told():
     assert (found.kind, found.layer) == ("same-samples", "0.weight")
     assert "different ones" in found.advice
     assert not measure(Stopped(), torch.randn(64, 20)).notes
+    growing = nn.Sequential(*(nn.Linear(20, 20, bias=False) for _ in range(12)))
+    for layer in growing:
+        nn.init.eye_(layer.weight).data.mul_(30.0)
+    row = torch.randn(1, 20).expand(64, 20)
+    assert [found.kind for found in measure(growing, row).findings] == ["exploding", "same-samples"]
 
 
 def test_what_was_not_measured_is_told():

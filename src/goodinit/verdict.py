@@ -54,11 +54,10 @@ def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None
     # What lies behind NaN or infinity says nothing; a weight of zeros is zero by design.
     sound = [layer for layer in layers[: _place_of_first_broken(layers)] if layer.weight_norm > 0]
     found = [_non_finite(layers, loss)]
-    if sound and (same := _same_samples(sound)) is not None:
-        found.append(same)
-    elif sound:
-        collapse = _alike(sound) or _on_a_line(sound)
-        dying = dead(sound, collapse)
+    if sound:
+        same = _same_samples(sound)  # which is all that there is to say of their differences, and of what they leave off
+        collapse = same or _alike(sound) or _on_a_line(sound)
+        dying = None if same else dead(sound, collapse)
         first = dying is not None and collapse is not None and leads_to(collapse, dying, sound)
         found += [
             _exploding(sound),
