@@ -346,6 +346,17 @@ def test_gradients_may_grow_further_where_layers_are_normalized():
     assert kinds(grown[::-1]) == ["gradient-vanishing"]
 
 
+def test_a_single_layer_without_a_gradient_is_by_design():
+    norms = [0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+
+    def with_gradients(values):
+        return [dataclasses.replace(layer, grad_std=value) for layer, value in zip(layers([1.0] * 8), values, strict=False)]
+
+    assert kinds(with_gradients(norms)[:5]) == []  # a router that is asked for its largest output alone
+    (found,) = findings_of(with_gradients([0.0, *norms]), loss=None, lr=None)
+    assert "at 0.weight nothing of it is left" in found.text
+
+
 def test_units_are_judged_where_there_are_enough_elements():
     dead = layers([1.0] * 8, dead=0.9, channels=8, activation="relu")
     assert kinds(dead) == ["dead"]

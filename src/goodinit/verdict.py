@@ -223,7 +223,9 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
     limit = _GRADIENT_NORMALIZED if sum(layer.normalized for layer in layers) > len(layers) / 2 else _GRADIENT
     first, last = course.layers[0].name, course.layers[-1].name
     arrived = quotient(course.values[0], course.values[-1])
-    if (course.ratio > limit or not course.start) and course.steadiness() > _STEADY:
+    # One layer without a gradient is by design mostly: a router of which only the largest output is asked for.
+    gone = not course.start and not any(course.values[:2])
+    if (gone or (course.start and course.ratio > limit)) and course.steadiness() > _STEADY:
         left = f"its norm is {arrived:.1e} of what it is at {last}" if arrived else "nothing of it is left"
         text = f"The gradient vanishes on its way back: at {first} {left}."
         return Finding("gradient-vanishing", first, text, against_small_gradients(layers))
