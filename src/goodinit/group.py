@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,11 +63,16 @@ class Group:
             rank, failure = failures[0] if failures else (None, "NaN or infinity")
             raise RankError(f"process {rank} failed: {failure}. All weights are as before")
 
-    def summed(self, table: Tensor) -> Tensor:
-        """A table of numbers added up over the processes, in place."""
+    def summed(self, table: Tensor, meanwhile: Callable[[], None] | None = None) -> Tensor:
+        """A table of numbers added up over the processes, in place; ``meanwhile`` is done until they answer."""
         if self.size > 1:
             with self.explained():
-                torch.distributed.all_reduce(table)
+                sent = torch.distributed.all_reduce(table, async_op=True)
+                try:
+                    if meanwhile is not None:
+                        meanwhile()
+                finally:
+                    sent.wait()
         return table
 
     def any_lacks(self, something: object) -> bool:

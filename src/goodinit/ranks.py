@@ -48,7 +48,7 @@ class Ranks(Group):
         """Whether to look at every operator if all processes are there."""
         self.disordered = False
         """Whether a process came, in this pass, to a weight that had been dealt with without it."""
-        self._model = model
+        self.model = model
         self._turns = Turns()
         self._passed: list[Position] = []
         self._doubts: list[Tensor] = []
@@ -56,7 +56,7 @@ class Ranks(Group):
     @property
     def in_lockstep(self) -> bool:
         """Whether the model's forward needs all processes, so that they have to make as many."""
-        return self.size > 1 and isinstance(self._model, nn.Module) and sharded.communicates(self._model)
+        return self.size > 1 and isinstance(self.model, nn.Module) and sharded.communicates(self.model)
 
     # Between passes.
 
@@ -103,7 +103,7 @@ class Ranks(Group):
         operator, or have failed.
         """
         self._passed, self._doubts, self.disordered = [], [], False
-        points = sharded.meeting_points(self._model) if self.size > 1 and isinstance(self._model, nn.Module) else []
+        points = sharded.meeting_points(self.model) if self.size > 1 and isinstance(self.model, nn.Module) else []
 
         def meet(*_: object) -> None:
             with torch._C.DisableTorchFunction():  # what is adopted is no business of who stands in for the model's operators
@@ -116,7 +116,14 @@ class Ranks(Group):
             for handle in handles:
                 handle.remove()
 
-    def pool(self, weight: Weight, found: Statistic, describe: Callable[[], Description], adopt: Adopt) -> Statistic:
+    def pool(
+        self,
+        weight: Weight,
+        found: Statistic,
+        describe: Callable[[], Description],
+        adopt: Adopt,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> Statistic:
         """The statistics of an operator's output over all processes.
 
         Args:
@@ -124,6 +131,7 @@ class Ranks(Group):
             found: of this process's output.
             describe: for other processes, should they not be at this operator.
             adopt: takes care of operators of other processes in the meantime.
+            meanwhile: done while the processes answer.
         """
         if self.size == 1:
             return found
@@ -131,7 +139,7 @@ class Ranks(Group):
         in_groups = found.mean.dim() > 0  # by channels or positions: more than fits into a message
         zero = torch.zeros((), dtype=torch.float64, device=found.m2.device)
         while True:
-            sums = self.summed(message(Statistic(0, zero, zero) if in_groups else found, operator))
+            sums = self.summed(message(Statistic(0, zero, zero) if in_groups else found, operator), meanwhile)
             pooled: Statistic | None = None if in_groups else statistic_of(sums, found)
             if self.careful:
                 known = sums.tolist()
@@ -159,7 +167,7 @@ class Ranks(Group):
         """
         if self.peers is None or isinstance(error, RankError):
             return
-        if error is not None and sharded.is_tensor_parallel(self._model):  # the others wait inside of the model
+        if error is not None and sharded.is_tensor_parallel(self.model):  # the others wait inside of the model
             self.peers.tell(described(error))
             return
         try:

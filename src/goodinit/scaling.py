@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from goodinit import guard, sharded
+from goodinit.ahead import Ahead
 from goodinit.batches import Call
 from goodinit.centring import Rule, Rules, Shift
 from goodinit.computed import Sources
@@ -99,6 +100,7 @@ class Scaling:
         self._covered = Covered()
         self._adopted: set[Key] = set()
         self._idle: list[Operation] = []
+        self._ahead: Ahead | None = None
         self._current: Operation | None = None
         self._done: list[str] = []
 
@@ -158,7 +160,7 @@ class Scaling:
             elif (numbers := self._known.scaled.get(str(part.weight.place))) is not None:
                 self.ledger.enter(part.weight, operation.kind, target, "scaled", Outcome.of_numbers(numbers))
             else:
-                pooled = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt)
+                pooled = self._ranks.pool(part.weight, found, partial(described, operation, part), self.adopt, self._draw_ahead)
                 self._scale(operation.kind, part, pooled, found.m2 if self._ranks.size > 1 else None, rule)
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
@@ -216,7 +218,7 @@ class Scaling:
 
     def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
         start = time.perf_counter()
-        operation.weight.draw_(lambda weight, place: self._fill(pre_init, operation.layout, weight, place))
+        operation.weight.draw_(lambda weight, place: self._fill_now(pre_init, operation.layout, weight, place))
         self._drawn.seconds += time.perf_counter() - start
         bias = operation.bias_weight
         kept = bias is None or not bias.parameter.requires_grad or self._options.skips(bias.name) or self._rules.hold(bias)
@@ -226,6 +228,29 @@ class Scaling:
                 root.zero_(operation.zero_bias_)
             bias.refresh()
             self.zeroed.add(bias.key)
+
+    def _fill_now(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
+        if self._ahead is None or not self._ahead.take(layout, weight, place):
+            self._fill(pre_init, layout, weight, place)
+
+    def _draw_ahead(self) -> None:
+        """Do what is to be done soon, while other processes answer."""
+        if callable(self._options.pre_init) or self._options.pre_init is None or self._goals is not None:
+            return
+        if self._ahead is None:
+            assert self.weights is not None
+            self._ahead = Ahead(self._likely(self.weights), partial(self._fill, self._options.pre_init))
+        start = time.perf_counter()
+        self._ahead.draw()
+        self._drawn.seconds += time.perf_counter() - start
+
+    def _likely(self, weights: Sources) -> Iterator[Operation]:
+        """The operations still to come that draw a weight, if the model uses its modules in the order of registration."""
+        assert isinstance(self._ranks.model, nn.Module)
+        for operation in module_operations(self._ranks.model, weights):
+            weight = operation.weight
+            if weight.key not in self._drawn.keys and not (self._options.left_alone(weight) or weight.obstacle):
+                yield operation
 
     def _fill(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if callable(pre_init):
