@@ -170,6 +170,17 @@ def test_constant_input():
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("x", [torch.ones(8, 4), torch.randn(1, 4)], ids=["equal", "single"])
+def test_one_sample(x):
+    with pytest.warns(GoodinitWarning, match=r"is one sample, or the same one several times \(\(., 4\) float32\)"):
+        lsuv_(mlp(4, 8, 2), x)
+
+
+def test_one_sample_of_many_places_is_enough():
+    lsuv_(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 8, 8))
+    lsuv_(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8)), torch.arange(9)[None])
+
+
 def test_a_warning_made_an_error_is_a_failure_like_any_other():
     model = mlp(4, 5)
     refused(GoodinitWarning, "no-signal", model, torch.zeros(8, 4))  # pytest is run with warnings as errors

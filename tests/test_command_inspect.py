@@ -33,7 +33,7 @@ def test_it_prints_what_measure_finds(project):
     assert result.exit_code == 0, result.output
     torch.manual_seed(5)
     Net = importlib.import_module("net").Net
-    measured, saved = goodinit.measure(Net(), x), Signal.from_json(Path("s.json").read_text())
+    measured, saved = goodinit.measure(Net(), {"x": x}), Signal.from_json(Path("s.json").read_text())
     assert without_seconds(saved) == without_seconds(measured)
     assert result.stdout == f"{saved}\nnet:Net on batch.safetensors; seed 5\nSaved s.json\n"
     assert result.stderr == ""

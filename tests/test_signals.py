@@ -118,9 +118,9 @@ def test_json_reads_back(measured):
     assert again.to_json() == text
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": 1, "layers": []}', '{"schema": 2, "layers": []}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": 2, "layers": []}', '{"schema": 3, "layers": []}'])
 def test_json_of_something_else(text):
-    with pytest.raises(ValueError, match="not a goodinit signal of schema 2"):
+    with pytest.raises(ValueError, match="not a goodinit signal of schema 3"):
         Signal.from_json(text)
 
 

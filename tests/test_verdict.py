@@ -418,6 +418,7 @@ def test_a_dead_layer_is_named_before_the_collapse_that_it_leads_to():
     assert "100 % of the units are dead after b.weight (relu; its output has the mean -100 and the std 0." in first.text
     assert "sets them to 0" in first.advice
     assert (second.kind, second.layer) == ("collapse", "c.weight")
+    assert second.advice == "It follows from the dead units: mend these first."
 
 
 def test_one_sample_and_equal_ones_are_told():
@@ -468,3 +469,72 @@ def test_no_factor_is_advised_where_an_output_is_0():
     assert found.kind == "vanishing"
     assert found.advice.startswith("No factor on a weight mends an output that is 0")
     assert "lsuv_" not in found.advice
+
+
+class TiedHead(nn.Module):
+    """A head of 50 classes that shares the weight of an embedding drawn from N(0, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.inner, self.head = nn.Embedding(50, 32), nn.Linear(32, 32), nn.Linear(32, 50, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, tokens):
+        return self.head(nn.functional.layer_norm(self.inner(self.tokens(tokens)), [32]))
+
+
+def next_token(logits, tokens):
+    return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+
+def test_a_loss_far_above_that_of_guessing_is_told():
+    torch.manual_seed(0)
+    model, tokens = TiedHead(), torch.randint(50, (16, 20))
+    data = tokens, tokens.roll(1, 1)
+    before = measure(model, data, next_token)
+    (found,) = before.findings
+    value, classes = before.cross_entropy
+    assert classes == 50
+    assert value == pytest.approx(next_token(model(tokens), data[1]).item(), rel=1e-5)
+    assert (found.kind, found.layer) == ("overconfident", "tokens.weight")
+    assert f"is {value:.3g}, where guessing one of 50 classes costs 3.91" in found.text
+    lsuv_(model, tokens, target_std={"tokens.weight": 0.1})  # as the advice has it
+    after = measure(model, data, next_token)
+    assert after.healthy
+    assert after.cross_entropy[0] < 4
+    assert before.cross_entropy is not None
+    assert measure(model, tokens).cross_entropy is None
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_logits_of_unit_variance_are_not_overconfident(classes):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, classes))
+    x, y = torch.randn(128, 20), torch.randint(classes, (128,))
+    lsuv_(model, x)
+    found = measure(model, (x, y), nn.CrossEntropyLoss(label_smoothing=0.1))
+    assert found.cross_entropy[1] == classes
+    assert found.healthy
+    each = nn.CrossEntropyLoss(reduction="none")
+    assert measure(model, (x, y), lambda z, t: each(z, t).sum()).cross_entropy is None  # not of one sample
+
+
+def test_inputs_far_from_unit_variance_are_told():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 5)), torch.rand(64, 20)
+    assert not measure(model, x).notes
+    (note,) = measure(model, 255 * x).notes
+    assert note.startswith("The input (argument 0) has the mean 12")
+    assert f"std {255 * x.std(correction=0):.3g}: normalize it" in note
+    assert measure(model, 255 * x).healthy
+    assert len(measure(model, 0.01 * x).notes) == 1
+    assert len(measure(model, x + 100).notes) == 1
+    assert not measure(model, torch.zeros(64, 20)).notes  # which another finding is of
+
+
+def test_a_dead_layer_is_named_where_it_begins():
+    layers_ = layers([1.0] * 6, channels=8, activation="relu")
+    worse = [dataclasses.replace(layer, dead=share_) for layer, share_ in zip(layers_, (0, 0.53, 0, 0.8, 0, 0), strict=True)]
+    (found,) = findings_of(worse, loss=None, lr=None)
+    assert found.layer == "1.weight"
+    assert found.text.startswith("From 1.weight on units are dead: 53 % after it, 80 % after 3.weight (relu;")

@@ -43,6 +43,12 @@ class Call:
         for key, value in self.kwargs.items():
             yield from _tensors(value, f"argument {key!r}")
 
+    @property
+    def samples_are_same(self) -> bool:
+        """Whether its data, of two axes or more, are one sample several times; or one sample, without places of its own."""
+        data = [x for _, x in self.tensors() if x.dim() > 1 and x.layout is torch.strided and not x.is_meta and len(x)]
+        return bool(data) and all(map(_is_one_sample, data))
+
     def __str__(self) -> str:
         given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in self.tensors())
         return (given or "no tensors") + (f"; not given to the model: {', '.join(self.left_out)}" if self.left_out else "")
@@ -221,6 +227,12 @@ def _refuse_non_finite(call: Call) -> None:
                 f"the data holds NaN or infinity: {bad} of the {values.numel()} values of {name}, shape "
                 f"{tuple(tensor.shape)}; look for a division by a zero std or for missing values in the preprocessing"
             )
+
+
+def _is_one_sample(x: Tensor) -> bool:
+    if len(x) == 1:
+        return x.dim() == 2 and x.is_floating_point()
+    return torch.equal(x[0], x[1]) and bool((x == x[:1]).all())  # mostly it does not come to reading all of it
 
 
 def _stored(tensor: Tensor) -> Tensor:

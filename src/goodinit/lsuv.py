@@ -124,8 +124,8 @@ def lsuv_(
         BaseException: whatever it is, KeyboardInterrupt included, the model is exactly as before.
 
     Warns:
-        GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; fewer batches than
-            asked for; sweeps that did not come to an end.
+        GoodinitWarning: a weight could not be scaled, because its output is constant or its bias too large; data that are one
+            sample; fewer batches than asked for; sweeps that did not come to an end.
 
     Source:
         Mishkin & Matas, "All you need is a good init", ICLR 2016, arXiv 1511.06422, Algorithm 1.
@@ -210,7 +210,7 @@ def lsuv_(
         seconds = time.perf_counter() - start, scaling.sampling_seconds
         pooled = swept.batches, swept.sweeps
         report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
-        _warn(report, batches, swept)
+        _warn(report, batches, swept, one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same)
     return report
 
 
@@ -316,13 +316,18 @@ def _pooled(record: Record, swept: Swept, key: Key) -> Record:
     return replace(record, std_after=std, factor=factor, uses=(std, *record.uses[1:]), spread=swept.spreads[key])
 
 
-def _warn(report: Report, batches: int, swept: Swept) -> None:
-    """Warnings for all weights that should be at their target and are not, and for batches that were not there."""
+def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool) -> None:
+    """Warnings for all weights that should be at their target and are not, and for data that were not there."""
     failed = [record for record in report if not record.ok]
     if failed:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
         warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
+    elif one_sample:
+        text = (
+            f"lsuv_: the batch is one sample, or the same one several times ({report.batch}); stds are those of its outputs alone"
+        )
+        warnings.warn(f"{text}. Give it different samples, some dozens at best", GoodinitWarning, stacklevel=3)
     if swept.sweeps and swept.fewest < batches:
         had = f"{swept.fewest}" if swept.fewest == swept.batches else f"{swept.fewest} to {swept.batches} in the processes"
         warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {had}", GoodinitWarning, stacklevel=3)

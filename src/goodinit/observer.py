@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from goodinit import guard, sharded
@@ -37,6 +38,8 @@ class Observer:
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
         self._shelf = Shelf()
+        self.cross_entropy: tuple[Tensor, int] | None = None
+        """The last mean of one that was taken, and of how many classes."""
         self._forward = True
         self._ran_without_grad = False
 
@@ -78,7 +81,10 @@ class Observer:
         if function in NON_LINEARITIES and (activated := self._trail.find(given)) is not None and activated.activation is None:
             with torch.no_grad():
                 activate(activated, given.detach(), function, args[1:], kwargs)
-        return self._trail.follow(function, args, kwargs, call)
+        out = self._trail.follow(function, args, kwargs, call)
+        if function is F.cross_entropy and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor):
+            self.cross_entropy = out.detach(), given.shape[min(1, given.dim() - 1)]
+        return out
 
     # The way back.
 

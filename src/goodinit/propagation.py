@@ -81,7 +81,27 @@ def measure(
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
             value, weights = _run(model, call, objective, observer)
         layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
-    return Signal(layers, value, str(call), lr, time.perf_counter() - start, unmeasured)
+        inputs, entropy = _inputs(call), observer.cross_entropy
+    seconds = time.perf_counter() - start
+    return Signal(
+        layers,
+        value,
+        str(call),
+        lr,
+        seconds,
+        unmeasured,
+        cross_entropy=None if entropy is None else (entropy[0].item(), entropy[1]),
+        inputs=inputs,
+    )
+
+
+def _inputs(call: Call) -> tuple[tuple[str, float, float], ...]:
+    """Mean and std of the arguments that are data: real, and not of one number a sample."""
+    given = ((name, x.detach()) for name, x in call.tensors())
+    data = [
+        (name, x.to(torch.promote_types(x.dtype, torch.float32))) for name, x in given if x.is_floating_point() and x.dim() > 1
+    ]
+    return tuple((name, x.mean().item(), x.std(correction=0).item()) for name, x in data if x.numel() > 1 and "mask" not in name)
 
 
 def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> tuple[float | None, Sources]:

@@ -19,11 +19,11 @@ from goodinit.files import write_whole
 from goodinit.layer import Finding, Layer
 from goodinit.report import no_such_weight, number, percent, printed, rich_table, table
 from goodinit.units import share
-from goodinit.verdict import findings_of, unjudged, verdict_on
+from goodinit.verdict import findings_of, unjudged, unusual, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,15 @@ class Signal:
     unmeasured: tuple[tuple[str, str], ...] = ()
     """The model's other weights, each with the reason, a key of `goodinit.report.STATUSES`: ``"recurrent"`` or ``"unsupported"``
     where an operator is not linear in it, ``"unused"`` where the forward does not come to it."""
+    cross_entropy: tuple[float, int] | None = None
+    """Where the loss takes one: its mean over the batch, and of how many classes."""
+    inputs: tuple[tuple[str, float, float], ...] = ()
+    """What the model was given: each argument of real numbers with its mean and std."""
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
         """All that is wrong, the gravest first; empty for a healthy model. How it is judged: `goodinit.verdict`."""
-        return findings_of(self.layers, loss=self.loss, lr=self.lr)
+        return findings_of(self.layers, loss=self.loss, lr=self.lr, cross_entropy=self.cross_entropy)
 
     @property
     def healthy(self) -> bool:
@@ -61,8 +65,8 @@ class Signal:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the verdict does not cover: weights that were not measured, and what one sample does not show."""
-        return unjudged(self.layers, self.unmeasured)
+        """What the verdict does not cover: odd inputs, weights that were not measured, what one sample does not show."""
+        return (*unusual(self.inputs), *unjudged(self.layers, self.unmeasured))
 
     def assert_healthy(self, *, allow: Iterable[str] = ()) -> None:
         """Raise unless nothing is wrong: for a test-suite.
@@ -132,9 +136,14 @@ class Signal:
         raw = json.loads(text)
         if not isinstance(raw, dict) or raw.pop("schema", None) != _SCHEMA or set(raw) != {f.name for f in fields(cls)}:
             raise ValueError(f"not a goodinit signal of schema {_SCHEMA}: {text[:80]!r}")
-        layers, unmeasured = (raw.pop(key) for key in ("layers", "unmeasured"))
-        others = tuple((str(name), str(status)) for name, status in unmeasured)
-        return cls(tuple(map(_layer, layers)), unmeasured=others, **{k: _number_of(v, k) for k, v in raw.items()})
+        layers, unmeasured, inputs, entropy = (raw.pop(key) for key in ("layers", "unmeasured", "inputs", "cross_entropy"))
+        return cls(
+            tuple(map(_layer, layers)),
+            unmeasured=tuple((str(name), str(status)) for name, status in unmeasured),
+            inputs=tuple((str(name), float(mean), float(std)) for name, mean, std in inputs),
+            cross_entropy=None if entropy is None else (float(entropy[0]), int(entropy[1])),
+            **{k: _number_of(v, k) for k, v in raw.items()},
+        )
 
     def __str__(self) -> str:
         head, rows = self._table()

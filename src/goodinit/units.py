@@ -30,10 +30,11 @@ def dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
     if worst is None or ((worst.dead or 0) < _MOSTLY_DEAD and len(bad) < max(2, _OFTEN * len(judged))):
         return None
     others = f", and half or more in {len(bad)} of {len(judged)} layers" if len(bad) > 1 else ""
-    begin = f", {share(bad[0].dead or 0)} after {bad[0].name}, where it begins" if bad[0] is not worst else ""
+    begin = f"From {bad[0].name} on units are dead: {share(bad[0].dead or 0)} after it, " if bad[0] is not worst else ""
+    are = "" if begin else " of the units are dead"
     text = (
-        f"{share(worst.dead or 0)} of the units are dead after {worst.name} ({worst.activation}; its output has the mean "
-        f"{worst.mean:.3g} and the std {worst.std:.2g}){begin}{others}."
+        f"{begin}{share(worst.dead or 0)}{are} after {worst.name} ({worst.activation}; its output has the mean "
+        f"{worst.mean:.3g} and the std {worst.std:.2g}){others}."
     )
     finding = Finding("dead", bad[0].name, text, "")
     advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."

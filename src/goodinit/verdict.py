@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from goodinit.advice import (
     NO_FACTOR,
@@ -42,11 +43,17 @@ _LINE, _LINE_FALLEN, _SPACE = 1.5, 4.0, 8
 _GRADIENT, _GRADIENT_NORMALIZED = 200.0, 1e4
 # Steadiness of a course (1: with every layer). Stock models have 0.41 at most where the gradient falls.
 _STEADY = 0.7
+# Cross-entropy of outputs that know nothing, in the loss of guessing, ln(classes). Outputs of std 1 have ln(classes) + 1/2.
+_SURE = 2.0
+# Std of inputs: images in [0, 1] have 0.2 to 0.35, in [0, 255] 60 and more.
+_INPUT = 0.1, 10.0
 # Fewer layers have no course.
 _FEW = 4
 
 
-def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None) -> tuple[Finding, ...]:
+def findings_of(
+    layers: Sequence[Layer], *, loss: float | None, lr: float | None, cross_entropy: tuple[float, int] | None = None
+) -> tuple[Finding, ...]:
     """All faults, the gravest first."""
     if not layers:
         text = "No linear operator on a weight was reached, so nothing was measured."
@@ -62,11 +69,13 @@ def findings_of(layers: Sequence[Layer], *, loss: float | None, lr: float | None
         found += [
             _exploding(sound),
             _vanishing(sound),
-            *((dying, collapse) if first else (collapse,)),
+            *((dying, _following(collapse)) if first else (collapse,)),
             _gradient(sound, layers),
             None if first else dying,
             saturated(sound),
         ]
+        explodes = any(finding is not None and finding.kind == "exploding" for finding in found)
+        found.append(None if explodes else _sure(sound[-1], cross_entropy))
     found.append(None if lr is None or not sound else updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 
@@ -78,6 +87,15 @@ def verdict_on(findings: Sequence[Finding], count: int) -> str:
         return f"Healthy: no fault found in {layers}."
     kinds = ", ".join(f"{finding.kind} ({finding.layer})" if finding.layer else finding.kind for finding in findings)
     return "\n".join([f"Not healthy, {layers}: {kinds}.", *(f"- {finding}" for finding in findings)])
+
+
+def unusual(inputs: Sequence[tuple[str, float, float]]) -> tuple[str, ...]:
+    """Inputs that no network is made for, a sentence each."""
+    return tuple(
+        f"The input ({name}) has the mean {mean:.3g} and the std {std:.3g}: normalize it, networks are made for about 0 and 1."
+        for name, mean, std in inputs
+        if std and not (_INPUT[0] <= std <= _INPUT[1] and abs(mean) <= _INPUT[1] * std)
+    )
 
 
 _REASONS = {
@@ -202,6 +220,30 @@ def _on_a_line(layers: Sequence[Layer]) -> Finding | None:
         f"{course.values[-1]:.1f} at {course.layers[-1].name}."
     )
     return Finding("collapse", first.name, text, against_collapse(layers))
+
+
+def _following(collapse: Finding | None) -> Finding | None:
+    """A collapse behind a layer that stops everything."""
+    return None if collapse is None else replace(collapse, advice="It follows from the dead units: mend these first.")
+
+
+def _sure(last: Layer, cross_entropy: tuple[float, int] | None) -> Finding | None:
+    """A loss that is far above that of guessing."""
+    if cross_entropy is None or cross_entropy[1] < 2:
+        return None
+    value, classes = cross_entropy
+    guessing = math.log(classes)
+    if not math.isfinite(value) or value <= _SURE * guessing + _SURE:
+        return None
+    text = (
+        f"The cross-entropy is {value:.3g}, where guessing one of {classes:,} classes costs {guessing:.3g}: the output of "
+        f"{last.name} is too large (std {last.std:.2g})."
+    )
+    advice = (
+        f"Training begins with unlearning that. LSUV mends it: goodinit.lsuv_(model, data, target_std={{{last.name!r}: 0.1}}); "
+        "an embedding that shares the weight gets smaller with it."
+    )
+    return Finding("overconfident", last.name, text, advice)
 
 
 # The way back.
