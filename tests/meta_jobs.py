@@ -12,7 +12,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from goodinit import lsuv_, sharded
+from goodinit import lsuv_
+from goodinit.processes import sharded
 from rank_jobs import (
     Experts,
     entry_named,

@@ -28,8 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goodinit.lsuv
-from goodinit import GoodinitWarning, Report, lsuv_, sharded
-from goodinit.ranks import Ranks
+from goodinit import GoodinitWarning, Report, lsuv_
+from goodinit.processes import sharded
+from goodinit.processes.ranks import Ranks
 from nets import mlp
 from zoo import Entry, all_entries
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit.activations import NON_LINEARITIES, Trail, shape_of
+from goodinit.measurement.activations import NON_LINEARITIES, Trail, shape_of
 
 
 def flat(function, *args, **kwargs):

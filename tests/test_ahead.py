@@ -6,9 +6,9 @@ from torch import nn
 
 from goodinit import ahead
 from goodinit.ahead import Ahead
-from goodinit.computed import Sources
-from goodinit.intercept import module_operations
-from goodinit.operation import Layout
+from goodinit.interception.computed import Sources
+from goodinit.interception.intercept import module_operations
+from goodinit.interception.operation import Layout
 
 
 @pytest.fixture

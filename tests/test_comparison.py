@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from goodinit.layer import Layer
-from goodinit.signals import Signal
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.signals import Signal
 
 LAYER = Layer("fc.weight", "linear", (4, 3), 0.0, 0.5, 0.25, weight_norm=2.0, grad_std=0.5, output_shape=(8, 2))
 

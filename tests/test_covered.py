@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from goodinit.covered import Covered
-from goodinit.weights import Weights
+from goodinit.interception.covered import Covered
+from goodinit.interception.weights import Weights
 
 
 class Holder(nn.Module):

@@ -35,7 +35,7 @@ from goodinit.demo import (
     train,
 )
 from goodinit.errors import DataError, MissingExtraError, OptionError
-from goodinit.propagation import measure
+from goodinit.measurement.propagation import measure
 
 TINY = Setting(steps=3, depth=2)
 

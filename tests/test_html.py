@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 import goodinit
 from goodinit import Record, Report
-from goodinit.comparison import Comparison
 from goodinit.errors import MissingExtraError, OptionError
 from goodinit.files import SaveError
+from goodinit.measurement.comparison import Comparison
+from goodinit.measurement.propagation import Layer, Signal
 from goodinit.page.content import content_of
 from goodinit.page.html import check_page_path, rendered
 from goodinit.page.sources import Sources
-from goodinit.propagation import Layer, Signal
 
 ROOT = Path(__file__).parent.parent
 RECORD = Record("a.weight", "linear", (4, 3), "scaled", 1.0, 0.5, 1.0, 2.0)

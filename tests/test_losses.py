@@ -11,7 +11,7 @@ from torch import nn
 
 from goodinit import DataError, OptionError
 from goodinit.batches import Call
-from goodinit.losses import Objective, loss_in
+from goodinit.measurement.losses import Objective, loss_in
 
 OUTPUT = torch.randn(6, 3, requires_grad=True)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

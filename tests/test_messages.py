@@ -5,10 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 
-from goodinit.messages import FAILED, MOST_OPERATORS, SIZE, N, as_numbers, message, of_numbers, statistic_of, strangers, waiting
-from goodinit.operation import Part
+from goodinit.interception.operation import Part
+from goodinit.interception.weights import Weight
 from goodinit.outputs import Statistic, statistic
-from goodinit.weights import Weight
+from goodinit.processes.messages import (
+    FAILED,
+    MOST_OPERATORS,
+    SIZE,
+    N,
+    as_numbers,
+    message,
+    of_numbers,
+    statistic_of,
+    strangers,
+    waiting,
+)
 
 
 def outputs(dtype, bias):

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from goodinit import lsuv_
-from goodinit.intercept import intercept
+from goodinit.interception.intercept import intercept
+from goodinit.interception.transforms import unwrapped
 from goodinit.moments import moments
-from goodinit.transforms import unwrapped
 from nets import build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")

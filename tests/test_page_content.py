@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 
 from goodinit import Record, Report
+from goodinit.measurement.propagation import Layer, Signal
 from goodinit.page.content import content_of
 from goodinit.page.quantities import QUANTITIES, written
 from goodinit.page.sources import Sources
-from goodinit.propagation import Layer, Signal
 
 LAYER = Layer("a.weight", "linear", (4, 3), 0.0, 0.5, 0.25, weight_norm=2.0)
 RECORD = Record("a.weight", "linear", (4, 3), "scaled", 1.0, 0.5, 1.0, 2.0)

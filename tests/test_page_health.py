@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from goodinit import Record
+from goodinit.measurement.propagation import Layer, Signal
 from goodinit.page.health import HEALTHS, health_of_record, healths_of_signal, worst
-from goodinit.propagation import Layer, Signal
 from goodinit.report import STATUSES
 
 RECORD = Record("a.weight", "linear", (2, 2), "scaled", 1.0, 0.5, 1.0, 2.0)

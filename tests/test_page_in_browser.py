@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from goodinit import Record, Report, lsuv_
-from goodinit.propagation import Layer, Signal, measure
+from goodinit.measurement.propagation import Layer, Signal, measure
 
 pytest.importorskip("playwright")
 pytest.importorskip("axe_playwright_python")

@@ -8,8 +8,8 @@ import pytest
 
 from goodinit import Record, Report
 from goodinit.choice import Choice, Trial
+from goodinit.measurement.propagation import Layer, Signal
 from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
-from goodinit.propagation import Layer, Signal
 
 RECORD = Record("a.weight", "linear", (2, 2), "scaled", 1.0, 0.5, 1.0, 2.0)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from goodinit.errors import RankError
-from goodinit.peers import Address, Peers, is_lost_connection, own_address
+from goodinit.processes.peers import Address, Peers, is_lost_connection, own_address
 
 
 class Store(dict):
@@ -29,8 +29,8 @@ class Store(dict):
 @pytest.fixture
 def store(monkeypatch):
     store = Store()
-    monkeypatch.setattr("goodinit.peers._store", lambda: store)
-    monkeypatch.setattr("goodinit.peers._PATIENCE", 0.2)
+    monkeypatch.setattr("goodinit.processes.peers._store", lambda: store)
+    monkeypatch.setattr("goodinit.processes.peers._PATIENCE", 0.2)
     return store
 
 
@@ -92,7 +92,7 @@ def test_the_store_may_be_gone(monkeypatch):
     def broken():
         raise torch.distributed.DistNetworkError("gone")
 
-    monkeypatch.setattr("goodinit.peers._store", broken)
+    monkeypatch.setattr("goodinit.processes.peers._store", broken)
     peers = peers_of(1, 2)
     peers.tell("no one reads this")
     assert peers.explain(ERROR).startswith("process 1 no longer reaches process 0, or the launcher (")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from goodinit.errors import MissingExtraError, OptionError
+from goodinit.measurement.propagation import Layer, Signal
 from goodinit.plots import (
     COLOURS,
     check_picture_path,
@@ -26,7 +27,6 @@ from goodinit.plots import (
     short_name,
     spread,
 )
-from goodinit.propagation import Layer, Signal
 from goodinit.training_plots import demo_figure, plot_losses, running_mean
 
 

@@ -15,9 +15,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from goodinit import DataError, ModelError, OptionError, lsuv_, observer
-from goodinit.propagation import measure
-from goodinit.traces import Trace
+from goodinit import DataError, ModelError, OptionError, lsuv_
+from goodinit.measurement import observer
+from goodinit.measurement.propagation import measure
+from goodinit.measurement.traces import Trace
 from nets import MODELS, assert_same, build, snapshot
 
 

@@ -13,7 +13,7 @@ import torch
 
 import rank_jobs as jobs
 from goodinit import lsuv_
-from goodinit.ranks import Ranks
+from goodinit.processes.ranks import Ranks
 from nets import mlp
 from processes import Failure, Processes
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit.replicas import checksums, difference_of_checksums, difference_of_tables, digest, table
+from goodinit.processes.replicas import checksums, difference_of_checksums, difference_of_tables, digest, table
 from nets import mlp
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from goodinit.samples import BINS, REACH, Shelf, effective_ranks, histograms, rank_limit, sampled
-from goodinit.summaries import folded
+from goodinit.measurement.samples import BINS, REACH, Shelf, effective_ranks, histograms, rank_limit, sampled
+from goodinit.measurement.summaries import folded
 
 
 def rank(matrix):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rank_jobs as jobs
-from goodinit.sharded import Place, added_up, communicates, has_flat_parameters, is_sharded, local, reshard, whole
+from goodinit.processes.sharded import Place, added_up, communicates, has_flat_parameters, is_sharded, local, reshard, whole
 from nets import mlp
 from processes import Processes
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from goodinit import OptionError, measure
 from goodinit.errors import UnhealthyError
-from goodinit.layer import Layer
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.signals import Signal
 from goodinit.report import percent
-from goodinit.signals import Signal
 
 LAYER = Layer(
     "fc.weight", "linear", (4, 3), 0.0, 0.5, 0.25, rank_limit=3, effective_rank=0.5, weight_norm=2.0, output_shape=(8, 4)

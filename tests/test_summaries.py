@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from goodinit import summaries
 from goodinit.ledger import fetched
-from goodinit.summaries import folded, norms, summarized
+from goodinit.measurement import summaries
+from goodinit.measurement.summaries import folded, norms, summarized
 
 
 def numbers(z, channel):

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from goodinit import GoodinitWarning, OptionError, lsuv_
 from goodinit.batches import Calls
+from goodinit.interception.operation import Part
+from goodinit.interception.weights import Weight
 from goodinit.moments import moments
-from goodinit.operation import Part
 from goodinit.outputs import fingerprint, merged, statistic
 from goodinit.progress import progress
-from goodinit.weights import Weight
 from nets import Residual, assert_same, mlp, surroundings
 from recorder import record
 from zoo import Entry, all_entries

@@ -17,8 +17,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from goodinit import OptionError, lsuv_
 from goodinit.integrations.tensorboard import to_tensorboard
-from goodinit.propagation import measure
-from goodinit.signals import Layer, Signal
+from goodinit.measurement.propagation import measure
+from goodinit.measurement.signals import Layer, Signal
 
 
 def written(folder, result, *args, **kwargs):

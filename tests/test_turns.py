@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from goodinit.turns import Turns
+from goodinit.processes.turns import Turns
 
 A, B, C, D, E = ((number, 0, ()) for number in range(5))
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from goodinit import init_, lsuv_, measure
-from goodinit.courses import Course
 from goodinit.errors import GoodinitWarning
-from goodinit.layer import Layer
-from goodinit.units import share
-from goodinit.verdict import findings_of, verdict_on
+from goodinit.measurement.courses import Course
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.units import share
+from goodinit.measurement.verdict import findings_of, verdict_on
 from zoo import all_entries
 
 WIDTH = 64

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit.weights import Weights, matches, region_label
+from goodinit.interception.weights import Weights, matches, region_label
 
 
 class Holder(nn.Module):

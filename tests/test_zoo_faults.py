@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from goodinit import GoodinitWarning, NonFiniteError, lsuv_
+from goodinit.interception.operation import Operation
 from goodinit.lsuv import Scaling
-from goodinit.operation import Operation
 from nets import assert_same, snapshot
 from test_guard import fail, rng, stop
 from zoo import Entry, all_entries

@@ -14,11 +14,11 @@ from goodinit.errors import (
 
 if TYPE_CHECKING:
     from goodinit.lsuv import lsuv_
+    from goodinit.measurement.propagation import measure
+    from goodinit.measurement.signals import Signal
     from goodinit.orthonormal import orthonormal_
-    from goodinit.propagation import measure
     from goodinit.report import Record, Report
     from goodinit.schemes import init_
-    from goodinit.signals import Signal
 
 __version__ = "0.1.0"
 
@@ -43,10 +43,10 @@ __all__ = [
 _MODULES = {
     "Record": "report",
     "Report": "report",
-    "Signal": "signals",
+    "Signal": "measurement.signals",
     "init_": "schemes",
     "lsuv_": "lsuv",
-    "measure": "propagation",
+    "measure": "measurement.propagation",
     "orthonormal_": "orthonormal",
 }
 

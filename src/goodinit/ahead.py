@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from goodinit.operation import Layout, Operation
-from goodinit.weights import Weight
+from goodinit.interception.operation import Layout, Operation
+from goodinit.interception.weights import Weight
 
 # Elements of a weight that is drawn ahead at most: larger ones take longer than any wait, and memory.
 _LARGEST = 1 << 20

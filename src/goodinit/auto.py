@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from goodinit.batches import Call
 from goodinit.choice import Choice, Trial
 from goodinit.errors import OptionError
-from goodinit.intercept import intercept
+from goodinit.interception.intercept import intercept
+from goodinit.interception.operation import Operation
+from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
-from goodinit.operation import Operation
 from goodinit.options import Options
-from goodinit.ranks import Ranks
+from goodinit.processes.ranks import Ranks
 from goodinit.scaling import Drawn, Scaling
-from goodinit.weights import Key
 
 CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 0.0), (1.0, 2.0))
 """Targets, and the means to centre at (None: not centred), in the order in which they are tried."""

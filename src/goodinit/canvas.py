@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from goodinit.errors import OptionError, require
 from goodinit.files import check_writable
-from goodinit.weights import parameter_name
+from goodinit.interception.weights import parameter_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

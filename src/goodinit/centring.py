@@ -14,13 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goodinit.covered import Covered
+from goodinit.interception.covered import Covered
+from goodinit.interception.operation import Channels, Operation, Part
+from goodinit.interception.transforms import is_wrapped
+from goodinit.interception.weights import Weight
 from goodinit.ledger import Outcome
-from goodinit.operation import Channels, Operation, Part
 from goodinit.options import Options
 from goodinit.outputs import Statistic, merged, statistic
-from goodinit.transforms import is_wrapped
-from goodinit.weights import Weight
 
 # Elements read at once, and copied less their mean.
 _CHUNK = 1 << 17

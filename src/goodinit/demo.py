@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from goodinit.errors import OptionError, did_you_mean, require
 from goodinit.images import CLASSES, Images, digits, mnist
 from goodinit.lsuv import lsuv_
+from goodinit.measurement.propagation import Layer, measure
 from goodinit.plots import short_name, spread
-from goodinit.propagation import Layer, measure
 from goodinit.report import Report
 from goodinit.training_plots import demo_figure
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from goodinit.errors import NonFiniteError
+from goodinit.interception.weights import Key, Weight
+from goodinit.processes.turns import Position
 from goodinit.report import Record
-from goodinit.turns import Position
-from goodinit.weights import Key, Weight
 
 Number = Tensor | float
 """A 0-d tensor, or its value."""

@@ -20,20 +20,21 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import auto, guard, sharded
+from goodinit import auto, guard
 from goodinit.batches import Call, Calls, Forward
 from goodinit.choice import Choice
 from goodinit.errors import GoodinitWarning, ModelError, OptionError
-from goodinit.intercept import intercept
+from goodinit.interception.intercept import intercept
+from goodinit.interception.weights import Key
 from goodinit.meta import Materializer, target_device
 from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
+from goodinit.processes import sharded
+from goodinit.processes.ranks import MismatchError, Ranks
 from goodinit.progress import progress
-from goodinit.ranks import MismatchError, Ranks
 from goodinit.report import STATUSES, Record, Report
 from goodinit.scaling import Scaling
 from goodinit.shards import Shards, purpose_of
 from goodinit.sweeps import Sweeper, Swept
-from goodinit.weights import Key
 
 _MOST_ATTEMPTS = 4
 
@@ -98,8 +99,8 @@ def lsuv_(
             lie apart, so whether one would have done.
         tol: of several batches, the largest relative deviation of a std from its target.
         distributed: where torch.distributed is initialized, whether all processes initialize the model together, each with data
-            of its own: they end with the weights that one process would have from all the data, see `goodinit.ranks`. False:
-            this process by itself.
+            of its own: they end with the weights that one process would have from all the data, see
+            `goodinit.processes.ranks`. False: this process by itself.
         device: where the tensors of a model that was built on the meta device get memory, each module when the forward reaches
             it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
             ``reset_parameters()``, or transformers' ``_init_weights``, has it. A model that is sharded already needs no

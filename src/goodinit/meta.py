@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from goodinit import guard, sharded
-from goodinit.computed import Sources
+from goodinit import guard
 from goodinit.errors import ModelError, OptionError
+from goodinit.interception.computed import Sources
 from goodinit.options import Reset
+from goodinit.processes import sharded
 from goodinit.scaling import Scaling
 from goodinit.shards import Shards
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from goodinit import sharded
 from goodinit.errors import ModelError, OptionError, did_you_mean
-from goodinit.weights import Weight, matches
+from goodinit.interception.weights import Weight, matches
+from goodinit.processes import sharded
 
 PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
 Targets = float | Mapping[str, float]

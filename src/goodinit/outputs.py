@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from goodinit.interception.operation import Part
 from goodinit.ledger import Outcome
 from goodinit.moments import Moments, moments
-from goodinit.operation import Part
 
 _PRINTED = 1024
 

@@ -28,10 +28,10 @@ from goodinit.canvas import (
     spread,
     themed,
 )
-from goodinit.layer import HEALTHY_UPDATES, Layer
+from goodinit.measurement.layer import HEALTHY_UPDATES, Layer
+from goodinit.measurement.signals import Signal
 from goodinit.report import Report
 from goodinit.ridges import plot_ridges
-from goodinit.signals import Signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from goodinit.signals import Signal
+    from goodinit.measurement.signals import Signal
 
 from goodinit.choice import Choice
 from goodinit.errors import did_you_mean

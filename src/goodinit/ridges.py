@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from goodinit.canvas import LABELS, axis_name, colours, new_axes, spread
-from goodinit.layer import Layer
-from goodinit.samples import REACH
-from goodinit.signals import Signal
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.samples import REACH
+from goodinit.measurement.signals import Signal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

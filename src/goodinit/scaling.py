@@ -12,22 +12,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goodinit import guard, sharded
+from goodinit import guard
 from goodinit.ahead import Ahead
 from goodinit.batches import Call
 from goodinit.centring import Rule, Rules, Shift
-from goodinit.computed import Sources
-from goodinit.covered import Covered
 from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
-from goodinit.intercept import module_operations
+from goodinit.interception.computed import Sources
+from goodinit.interception.covered import Covered
+from goodinit.interception.intercept import module_operations
+from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
+from goodinit.interception.weights import Key
 from goodinit.ledger import Ledger, Outcome
-from goodinit.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
 from goodinit.outputs import Statistic, fingerprint, scaling_of
-from goodinit.ranks import Ranks
+from goodinit.processes import sharded
+from goodinit.processes.ranks import Ranks
 from goodinit.shards import Progress, Shards
-from goodinit.weights import Key
 
 
 class Drawn:

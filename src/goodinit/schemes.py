@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from goodinit import guard
 from goodinit.batches import Forward, first_call
-from goodinit.computed import Sources
 from goodinit.errors import ModelError, OptionError, did_you_mean
-from goodinit.intercept import intercept, layers, module_operations
+from goodinit.interception.computed import Sources
+from goodinit.interception.intercept import intercept, layers, module_operations
+from goodinit.interception.operation import Layout, Operation
 from goodinit.lsuv import lsuv_
-from goodinit.operation import Layout, Operation
 from goodinit.options import Options, check_model
 from goodinit.orthonormal import orthonormal_
-from goodinit.ranks import Ranks
+from goodinit.processes.ranks import Ranks
 from goodinit.report import Report
 from goodinit.scaling import Scaling
 

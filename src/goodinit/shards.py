@@ -32,7 +32,7 @@ SHARD_BYTES = 1 << 29
 
 @dataclass
 class Progress:
-    """What has been done to the weights, by their places in the model: see `goodinit.weights.Weight.place`."""
+    """What has been done to the weights, by their places in the model: see `goodinit.interception.weights.Weight.place`."""
 
     seed: int = 0
     """That all matrices follow from."""

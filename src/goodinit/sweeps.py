@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from goodinit import sharded
 from goodinit.batches import Call, Calls
-from goodinit.intercept import intercept
+from goodinit.interception.intercept import intercept
+from goodinit.interception.operation import Operation
+from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
-from goodinit.messages import SIZE, N, message
-from goodinit.operation import Operation
 from goodinit.outputs import Statistic, merged, statistic
-from goodinit.ranks import MismatchError, Ranks
+from goodinit.processes import sharded
+from goodinit.processes.messages import SIZE, N, message
+from goodinit.processes.ranks import MismatchError, Ranks
 from goodinit.scaling import Scaling
-from goodinit.weights import Key
 
 MOST_SWEEPS = 20
 Pass = Callable[[Call, Scaling], object]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from goodinit.canvas import MARKERS, colours, muted, new_axes, new_figure
-from goodinit.layer import Layer
+from goodinit.measurement.layer import Layer
 from goodinit.plots import plot_stds
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from goodinit.command.report_files import check_paths, need_signals, save_report
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
 from goodinit.errors import OptionError
 from goodinit.lsuv import lsuv_
+from goodinit.measurement.propagation import measure
 from goodinit.options import VARIANCES
 from goodinit.progress import busy
-from goodinit.propagation import measure
 from goodinit.report import Report
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from goodinit.command.objective import objective
 from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, save_reports
 from goodinit.errors import OptionError
+from goodinit.measurement.propagation import measure
+from goodinit.measurement.signals import Signal
 from goodinit.progress import busy
-from goodinit.propagation import measure
-from goodinit.signals import Signal
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from goodinit.errors import OptionError, require
 from goodinit.files import check_writable, write_whole
+from goodinit.measurement.signals import Signal
 from goodinit.report import Report
-from goodinit.signals import Signal
 
 _PAGES = (".html", ".htm")
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import nn
 
-from goodinit import sharded
 from goodinit.errors import OptionError, require
+from goodinit.interception.weights import parameter_name
+from goodinit.measurement.signals import Layer, Signal
+from goodinit.processes import sharded
 from goodinit.report import Record, Report
-from goodinit.signals import Layer, Signal
-from goodinit.weights import parameter_name
 
 if importlib.util.find_spec("tensorboardX") is None:  # which brings a SummaryWriter of its own
     require("tensorboard", extra="tensorboard")
@@ -32,9 +32,9 @@ def to_tensorboard(
     """Write what `goodinit.lsuv_`, `goodinit.init_` or `goodinit.measure` returned.
 
     Under ``{tag}/table`` the whole table as text. Under ``{tag}/{quantity}/{weight}`` a scalar for every number: of a report the
-    std before and after and the factor; of a signal whatever was measured, the fields and properties of `goodinit.signals.Layer`,
-    so that calls at several steps make curves (``relative_update`` for the learning rate that was measured for, or 0.01). Of a
-    signal also the histogram of every output, and with ``model`` that of every weight.
+    std before and after and the factor; of a signal whatever was measured, the fields and properties of
+    `goodinit.measurement.signals.Layer`, so that calls at several steps make curves (``relative_update`` for the learning rate
+    that was measured for, or 0.01). Of a signal also the histogram of every output, and with ``model`` that of every weight.
 
     Args:
         result: a `goodinit.Report` or a `goodinit.Signal`.

@@ -18,8 +18,8 @@ from torch import nn
 from goodinit.batches import Forward
 from goodinit.errors import ModelError, OptionError, require
 from goodinit.integrations.shared import Once, refuse
+from goodinit.processes.sharded import is_sharded
 from goodinit.report import Report
-from goodinit.sharded import is_sharded
 
 require("transformers", extra="transformers")
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from goodinit.measurement.signals import Layer
 from goodinit.page.quantities import QUANTITIES, Quantity, written
 from goodinit.page.sources import Sources
 from goodinit.report import Record, status_of
-from goodinit.signals import Layer
 
 Value = float | int | str | None
 DISTRIBUTION = "distribution"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from goodinit.measurement.signals import Signal
 from goodinit.page.columns import DISTRIBUTION, Column, Value, columns_of
 from goodinit.page.health import HEALTHS, health_of_record, healths_of_signal, worst
 from goodinit.page.quantities import PANELS, QUANTITIES, Panel, Quantity, written
@@ -16,7 +17,6 @@ from goodinit.page.sources import Sources
 from goodinit.page.tree import Branch, module_tree
 from goodinit.page.verdict import Verdict, verdict_of_report, verdict_of_signal
 from goodinit.report import Report
-from goodinit.signals import Signal
 
 
 @dataclass(frozen=True)

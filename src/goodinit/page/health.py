@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from goodinit.layer import Finding, Layer
+from goodinit.measurement.layer import Finding, Layer
+from goodinit.measurement.signals import Signal
 from goodinit.report import Record
-from goodinit.signals import Signal
 
 # What the words mean; the gravest first, which is the order of sorting.
 HEALTHS: dict[str, str] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from goodinit.measurement.verdict import HEALTHY_UPDATES
 from goodinit.report import number, percent
-from goodinit.verdict import HEALTHY_UPDATES
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Quantity:
     """A number that every layer has, in one column for each side of a comparison."""
 
     key: str
-    """A field of `goodinit.propagation.Layer`, or ``"relative_update"``."""
+    """A field of `goodinit.measurement.propagation.Layer`, or ``"relative_update"``."""
     title: str
     meaning: str
     """For a person who meets the word for the first time."""

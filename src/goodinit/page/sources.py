@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from goodinit.measurement.signals import Layer, Signal
 from goodinit.report import Record, Report
-from goodinit.signals import Layer, Signal
 
 
 @dataclass(frozen=True)

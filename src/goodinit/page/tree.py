@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from goodinit.interception.weights import parameter_name
 from goodinit.page.health import worst
-from goodinit.weights import parameter_name
 
 
 @dataclass

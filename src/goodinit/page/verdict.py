@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from goodinit.measurement.signals import Signal
 from goodinit.page.health import HEALTHS, health_of_record, worst
 from goodinit.report import STATUSES, Record, Report
-from goodinit.signals import Signal
 
 _ADVICE = {
     "no-signal": "No factor mends an output that does not vary: look upstream of the first of them for a branch that begins at "

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from goodinit import sharded
 from goodinit.errors import ModelError
+from goodinit.interception.weights import Weight, Weights
 from goodinit.orthonormal import Method, orthonormal_
-from goodinit.sharded import Place
-from goodinit.turns import Position
-from goodinit.weights import Weight, Weights
+from goodinit.processes import sharded
+from goodinit.processes.sharded import Place
+from goodinit.processes.turns import Position
 
 
 class Layout(NamedTuple):

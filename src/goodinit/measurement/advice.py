@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 
-from goodinit.layer import Layer
+from goodinit.measurement.layer import Layer
 
 LSUV = "LSUV mends this: goodinit.lsuv_(model, data)"
 _AS_LSUV_LEAVES = "LSUV cannot mend this: the stds are as it leaves them."

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from goodinit import sharded
-from goodinit.activations import Flat, shape_of
-from goodinit.layer import Layer
+from goodinit.interception.operation import Operation, Part
+from goodinit.interception.operators import Function, name_of
+from goodinit.interception.weights import Weight
 from goodinit.ledger import Number, fetched, held
-from goodinit.operation import Operation, Part
-from goodinit.operators import Function, name_of
-from goodinit.samples import Shelf, effective_ranks, histograms, rank_limit, sampled
-from goodinit.summaries import Summary, folded, norms, summarized
-from goodinit.weights import Weight
+from goodinit.measurement.activations import Flat, shape_of
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.samples import Shelf, effective_ranks, histograms, rank_limit, sampled
+from goodinit.measurement.summaries import Summary, folded, norms, summarized
+from goodinit.processes import sharded
 
 
 @dataclass

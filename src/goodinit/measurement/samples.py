@@ -47,7 +47,7 @@ class Shelf:
 
 
 def sampled(z: Tensor, shelf: Shelf | None = None) -> Tensor:
-    """Rows (places in samples, evenly spread) x channels (likewise) of a real output, `goodinit.summaries.folded`: a copy."""
+    """Rows (places in samples, evenly spread) x channels (likewise) of a real output, `.summaries.folded`: a copy."""
     n, o, c, i = z.shape
     rows, channels = (_LONG, c) if c <= _SHORT else (_SHORT, _LONG)
     samples = _step(n, rows)

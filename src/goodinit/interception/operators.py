@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goodinit.computed import Sources
-from goodinit.operation import Channels, Cut, Layout, Operation
+from goodinit.interception.computed import Sources
+from goodinit.interception.operation import Channels, Cut, Layout, Operation
 
 Function = Callable[..., Any]
 Arguments = dict[str, Any]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from goodinit.errors import NonFiniteError, OptionError, RankError
-from goodinit.messages import FAILED, N, waiting
-from goodinit.peers import Peers, is_lost_connection
+from goodinit.processes.messages import FAILED, N, waiting
+from goodinit.processes.peers import Peers, is_lost_connection
 
 
 class Group:

@@ -3,8 +3,8 @@
 Every operator's statistics are added up over the processes by one all-reduce of 64 bytes, so that all of them scale by the same
 factor, and end with the weights that one process would have from all the data. Where not all processes come to an operator (an
 expert that no token of a process reached), they see that from what they added up, and name their operators to each other: one is
-dealt with after the other, see `goodinit.turns`. On a GPU a first pass takes for granted that all are at the same operator,
-since to look would be to wait for the device; if it was not so, the pass is done again.
+dealt with after the other, see `goodinit.processes.turns`. On a GPU a first pass takes for granted that all are at the same
+operator, since to look would be to wait for the device; if it was not so, the pass is done again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from goodinit import messages, replicas, sharded
 from goodinit.errors import RankError
-from goodinit.group import Group, described
-from goodinit.messages import FAILED, OPERATOR, N, message, statistic_of, strangers, waiting
-from goodinit.operation import Description
+from goodinit.interception.operation import Description
+from goodinit.interception.weights import Weight
 from goodinit.outputs import Statistic, merged
-from goodinit.peers import own_address
-from goodinit.turns import Position, Turns
-from goodinit.weights import Weight
+from goodinit.processes import messages, replicas, sharded
+from goodinit.processes.group import Group, described
+from goodinit.processes.messages import FAILED, OPERATOR, N, message, statistic_of, strangers, waiting
+from goodinit.processes.peers import own_address
+from goodinit.processes.turns import Position, Turns
 
 
 class MismatchError(Exception):

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from goodinit.advice import against_saturation
-from goodinit.courses import Course
-from goodinit.layer import HEALTHY_UPDATES, Finding, Layer
+from goodinit.measurement.advice import against_saturation
+from goodinit.measurement.courses import Course
+from goodinit.measurement.layer import HEALTHY_UPDATES, Finding, Layer
 
 # Share of units dead: in one layer, in a tenth of them. SqueezeNet has 54 % in one.
 _DEAD, _MOSTLY_DEAD, _OFTEN = 0.5, 0.75, 0.1

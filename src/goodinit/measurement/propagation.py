@@ -10,15 +10,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard, sharded
+from goodinit import guard
 from goodinit.batches import Call, Forward, first_call
-from goodinit.computed import Sources
 from goodinit.errors import OptionError, annotate
-from goodinit.intercept import intercept
-from goodinit.losses import Loss, Objective
-from goodinit.observer import Observer
+from goodinit.interception.computed import Sources
+from goodinit.interception.intercept import intercept
+from goodinit.measurement.losses import Loss, Objective
+from goodinit.measurement.observer import Observer
+from goodinit.measurement.signals import Finding, Layer, Signal
 from goodinit.options import check_model
-from goodinit.signals import Finding, Layer, Signal
+from goodinit.processes import sharded
 
 __all__ = ["Finding", "Layer", "Signal", "measure"]
 
@@ -50,7 +51,7 @@ def measure(
         mode: ``"train"`` or ``"eval"``, as for `goodinit.lsuv_`.
 
     Returns:
-        A `Signal` with one `goodinit.signals.Layer` a weight; of a weight used several times, its first use.
+        A `Signal` with one `goodinit.measurement.signals.Layer` a weight; of a weight used several times, its first use.
 
     Raises:
         DataError: no batch, NaN or infinity in it, no target for the loss.

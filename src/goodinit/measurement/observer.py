@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit import guard, sharded
-from goodinit.activations import NON_LINEARITIES, NORMALIZATIONS, Trail, input_of
-from goodinit.computed import Sources
-from goodinit.intercept import module_operations, unchecked
-from goodinit.layer import Layer
-from goodinit.operation import Operation
-from goodinit.operators import Function
-from goodinit.samples import Shelf
-from goodinit.summaries import norms
-from goodinit.traces import Trace, activate, layers_of, traced
-from goodinit.weights import Weight
+from goodinit import guard
+from goodinit.interception.computed import Sources
+from goodinit.interception.intercept import module_operations, unchecked
+from goodinit.interception.operation import Operation
+from goodinit.interception.operators import Function
+from goodinit.interception.weights import Weight
+from goodinit.measurement.activations import NON_LINEARITIES, NORMALIZATIONS, Trail, input_of
+from goodinit.measurement.layer import Layer
+from goodinit.measurement.samples import Shelf
+from goodinit.measurement.summaries import norms
+from goodinit.measurement.traces import Trace, activate, layers_of, traced
+from goodinit.processes import sharded
 
 
 class Observer:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from goodinit import sharded
-from goodinit.sharded import Place
-from goodinit.transforms import is_wrapped
-from goodinit.turns import Position
+from goodinit.interception.transforms import is_wrapped
+from goodinit.processes import sharded
+from goodinit.processes.sharded import Place
+from goodinit.processes.turns import Position
 
 # Where a part of a parameter lies: offset, then (stride, size) of its axes, each in elements.
 Region = tuple[int, tuple[tuple[int, int], ...]]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from goodinit.weights import Region, Weight
+from goodinit.interception.weights import Region, Weight
 
 
 class Covered:

@@ -12,16 +12,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from goodinit.advice import (
+from goodinit.measurement.advice import (
     NO_FACTOR,
     against_collapse,
     against_large_gradients,
     against_loss_of_scale,
     against_small_gradients,
 )
-from goodinit.courses import Course, quotient
-from goodinit.layer import HEALTHY_UPDATES, Finding, Layer
-from goodinit.units import dead, leads_to, saturated, share, updates
+from goodinit.measurement.courses import Course, quotient
+from goodinit.measurement.layer import HEALTHY_UPDATES, Finding, Layer
+from goodinit.measurement.units import dead, leads_to, saturated, share, updates
 
 __all__ = ["HEALTHY_UPDATES", "findings_of", "unjudged", "verdict_on"]
 

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from goodinit.turns import Position
-from goodinit.weights import Fill, Key, Weight, Weights, storage_of
+from goodinit.interception.weights import Fill, Key, Weight, Weights, storage_of
+from goodinit.processes.turns import Position
 
 # With more parameters than this in one weight they are tried one by one and all together, not in every combination.
 _MOST_COMBINED = 4

@@ -17,11 +17,20 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 from torch.overrides import TorchFunctionMode
 
-from goodinit import sharded, transforms
-from goodinit.computed import Sources
-from goodinit.operation import Layout, Operation, written
-from goodinit.operators import CHAINS, OPERATORS, Function, chain_of_products, find_operation, is_dense_float, name_of
-from goodinit.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
+from goodinit.interception import transforms
+from goodinit.interception.computed import Sources
+from goodinit.interception.operation import Layout, Operation, written
+from goodinit.interception.operators import (
+    CHAINS,
+    OPERATORS,
+    Function,
+    chain_of_products,
+    find_operation,
+    is_dense_float,
+    name_of,
+)
+from goodinit.interception.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
+from goodinit.processes import sharded
 
 Handler = Callable[[Operation], Tensor]
 Prepare = Callable[[Operation, str], None]

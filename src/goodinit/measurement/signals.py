@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.canvas import Theme
-from goodinit.comparison import Comparison
 from goodinit.errors import UnhealthyError
 from goodinit.files import write_whole
-from goodinit.layer import Finding, Layer
+from goodinit.measurement.comparison import Comparison
+from goodinit.measurement.layer import Finding, Layer
+from goodinit.measurement.units import share
+from goodinit.measurement.verdict import findings_of, unjudged, unusual, verdict_on
 from goodinit.report import no_such_weight, number, percent, printed, rich_table, table
-from goodinit.units import share
-from goodinit.verdict import findings_of, unjudged, unusual, verdict_on
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
@@ -50,7 +50,7 @@ class Signal:
 
     @cached_property
     def findings(self) -> tuple[Finding, ...]:
-        """All that is wrong, the gravest first; empty for a healthy model. How it is judged: `goodinit.verdict`."""
+        """All that is wrong, the gravest first; empty for a healthy model. How it is judged: `goodinit.measurement.verdict`."""
         return findings_of(self.layers, loss=self.loss, lr=self.lr, cross_entropy=self.cross_entropy)
 
     @property

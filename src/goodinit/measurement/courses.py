@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from goodinit.layer import Layer
+from goodinit.measurement.layer import Layer
 
 # Of the logarithm of a fall, the most that one layer may have: more is a jump.
 _JUMP = 0.6

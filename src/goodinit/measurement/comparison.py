@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from goodinit.layer import Layer
+from goodinit.measurement.layer import Layer
 from goodinit.report import number, printed, rich_table, table
 
 if TYPE_CHECKING:
-    from goodinit.signals import Signal
+    from goodinit.measurement.signals import Signal
 
 
 @dataclass(frozen=True)
