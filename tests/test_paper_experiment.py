@@ -7,8 +7,9 @@ import re
 import pytest
 
 from goodinit import OptionError
+from goodinit.paper.catalogue import BUDGETS, names
 from goodinit.paper.config import Training
-from goodinit.paper.experiment import BUDGETS, experiments, named, names, read
+from goodinit.paper.experiment import experiments, named, read
 
 SMALL = """
 title = "a title"
@@ -107,10 +108,34 @@ def test_cells_are_selected_by_patterns(tmp_path):
     assert names_of("he/relu", "lsuv/*") == ["lsuv/relu", "lsuv/tanh", "he/relu"]
     assert names_of("*/tanh") == ["lsuv/tanh", "he/tanh"]
     assert len(names_of()) == 4
-    with pytest.raises(OptionError, match=r"mine has no row or row/column 'lsvu' \(did you mean 'lsuv'"):
-        names_of("lsvu")
-    with pytest.raises(OptionError, match=r"budget must be one of smoke, short, full; got 'shrt' \(did you mean 'short'\?\)"):
+    with pytest.raises(OptionError, match=r"^--budget must be one of smoke, short, full; got 'shrt' \(did you mean 'short'\?\)$"):
         experiment.selected("shrt")
+    with pytest.raises(OptionError, match=r"^--budget must be one of smoke, short, full; got 'tiny'$"):
+        experiment.selected("tiny")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("nosuch", ""),
+        ("lsvu", " (did you mean 'lsuv'"),
+        ("lsuv/rleu", " (did you mean 'lsuv/relu', "),
+        ("relu", " (did you mean '*/relu', "),  # a column, which a pattern of a row does not mean
+    ],
+)
+def test_a_pattern_that_means_no_cell_is_told_what_there_is(tmp_path, pattern, meant):
+    with pytest.raises(OptionError) as caught:
+        read(written(tmp_path, SMALL)).selected("short", ["he", pattern])
+    message = str(caught.value)
+    assert message.startswith(f"--only: mine has no row or row/column {pattern!r}{meant}")
+    assert message.endswith("; its rows are lsuv, he; its columns, named as in '*/relu', are relu, tanh")
+    assert ("did you mean" in message) == bool(meant)
+
+
+def test_rows_without_columns_are_told_of_alone(tmp_path):
+    text = 'title = "t"\nrecipe = "mnist"\n[[rows]]\nname = "a"\n[[rows]]\nname = "b"\n'
+    with pytest.raises(OptionError, match=r"^--only: mine has no row or row/column 'relu'; its rows are a, b$"):
+        read(written(tmp_path, text)).selected("short", ["relu"])
 
 
 @pytest.mark.parametrize(
@@ -162,8 +187,11 @@ def test_bad_files(tmp_path, old, new, message):
 
 
 def test_unknown_experiments(tmp_path):
-    with pytest.raises(OptionError, match=r"there is no experiment 'tabel3' \(did you mean 'table3'.*\?\); there are table2, "):
+    with pytest.raises(
+        OptionError, match=r"^there is no experiment 'tabel3' \(did you mean 'table3'.*\?\); there are "
+    ) as caught:
         named("tabel3")
+    assert f"; there are {', '.join(names())}; all, for all of them; and files of your own" in str(caught.value)
     with pytest.raises(OptionError, match=r"the experiment '.*none.toml' cannot be read: .*No such file"):
         read(tmp_path / "none.toml")
 

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from goodinit.cli import app
 from goodinit.errors import GoodinitError
-from goodinit.paper.experiment import BUDGETS, experiments, named
+from goodinit.paper.catalogue import BUDGETS
+from goodinit.paper.experiment import experiments, named
 from goodinit.paper.figures import draw
 from goodinit.paper.files import append_line
 from goodinit.paper.page import write_page

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from goodinit.command import options
+from goodinit.completion import one_of
 from goodinit.console import FAILED, errors_shown
 
 
@@ -53,6 +54,7 @@ def init(
             help="What is scaled: orthonormal or gaussian draws; structured, orthonormal too and faster where large; none: the "
             "weights as they are.",
             rich_help_panel=options.WEIGHTS,
+            autocompletion=one_of("orthonormal", "structured", "gaussian", "none"),
         ),
     ] = "orthonormal",
     variance: Annotated[
@@ -61,6 +63,7 @@ def init(
             metavar="NAME",
             help="Which variance is brought to the target: of all elements; between samples; of the channels one by one.",
             rich_help_panel=options.WEIGHTS,
+            autocompletion=one_of("all", "samples", "channels"),
         ),
     ] = "all",
     center: Annotated[

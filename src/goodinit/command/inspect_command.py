@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from goodinit.command import options
+from goodinit.completion import one_of
 from goodinit.console import FAILED, errors_shown
 
 
@@ -31,6 +32,7 @@ def inspect(
             help="Measure gradients too: of cross-entropy or mse against the labels in the data; output, the loss that the model "
             "returns; or MODULE:NAME of a function of its output, or of output and labels.",
             rich_help_panel=options.DATA,
+            autocompletion=one_of("cross-entropy", "mse", "output"),
         ),
     ] = None,
     lr: Annotated[

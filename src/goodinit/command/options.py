@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from goodinit.completion import one_of
+
 MODEL, DATA, WEIGHTS, RESULT = "Model", "Data", "Weights", "Result"
 
 EXIT_CODES = (
@@ -33,7 +35,16 @@ WeightsFile = Annotated[
     Path | None,
     typer.Option("--weights", metavar="FILE", help="Weights to begin with, .safetensors.", rich_help_panel=MODEL),
 ]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, … or auto.", rich_help_panel=MODEL)]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="cpu, cuda, cuda:1, … or auto.",
+        rich_help_panel=MODEL,
+        autocompletion=one_of("cpu", "cuda", "mps", "auto"),
+    ),
+]
 DType = Annotated[
     str | None,
     typer.Option(
@@ -42,6 +53,7 @@ DType = Annotated[
         help="Of weights and data: float32, float64, float16, bfloat16.",
         show_default="as the model is made",
         rich_help_panel=MODEL,
+        autocompletion=one_of("float32", "float64", "float16", "bfloat16"),
     ),
 ]
 Seed = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from goodinit.completion import one_of
 from goodinit.console import errors_shown
-from goodinit.errors import OptionError, did_you_mean, require
+from goodinit.errors import GoodinitError, OptionError, did_you_mean, require
+from goodinit.paper import catalogue
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from goodinit.paper.experiment import Experiment
     from goodinit.paper.order import Order
     from goodinit.paper.runner import Launcher
@@ -33,37 +37,74 @@ class _Group(TyperGroup):
             args = ["run", *args]
         return super().resolve_command(ctx, args)
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002 - click's signature
+        return ["EXPERIMENT [OPTIONS] | list | report [OPTIONS]"]
 
-app = typer.Typer(
-    cls=_Group,
-    no_args_is_help=True,
-    help="""The experiments of the paper: tables and figures, one command each.
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        what = next(parameter for parameter in self.commands["run"].params if parameter.name == "what")
+        return [*super().shell_complete(ctx, incomplete), *what.shell_complete(ctx, incomplete)]
 
-    Every run that ends is a line in RESULTS/runs.jsonl, and is not done again. A run that was broken off goes on where it
-    was. Several processes may share the runs of an experiment: start the same command again beside the first.""",
-)
+
+# A paragraph is one line here: the terminal breaks it where it ends.
+_HELP = f"""The experiments of the paper: tables and figures, one command each.
+
+EXPERIMENT is {", ".join(catalogue.names())}; {ALL}, which is all of them, one after the other; or a TOML file with one of \
+your own.
+
+  goodinit reproduce list                        what each of them is
+  goodinit reproduce table3 --budget smoke       does it work? seconds a run
+  goodinit reproduce table3 --only lsuv,he/relu  some of its runs
+  goodinit reproduce table3 --help               all options
+  goodinit reproduce report                      a page of what came of it
+
+Every run that ends is a line in {RESULTS}/runs.jsonl, and is not done again. A run that was broken off goes on where \
+it was. Several processes may share the runs of an experiment: start the same command again beside the first."""
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, help=_HELP)
 
 
 @app.command("list")
 def list_() -> None:
-    """List the experiments, their budgets and their number of runs."""
-    from rich.console import Console  # noqa: PLC0415 - needs the extra
-    from rich.table import Table  # noqa: PLC0415
+    """List the experiments, their numbers of runs, and the budgets."""
+    with errors_shown():
+        from rich.console import Console  # noqa: PLC0415 - needs the extra
 
-    from goodinit.paper import experiment as experiments  # noqa: PLC0415
+        from goodinit.paper import experiment as experiments  # noqa: PLC0415 - other commands do not need it
 
-    table = Table("experiment", "of the paper", "what", "runs a seed", box=None, pad_edge=False)
-    for experiment in experiments.experiments():
-        counts = {len(cells) for cells in experiment.cells.values()}
-        table.add_row(experiment.name, experiment.source, experiment.title, ", ".join(map(str, sorted(counts))))
-    Console().print(table)
-    typer.echo(
-        "\nbudgets: smoke (seconds a run; too short to learn), short (minutes a run), full (as published; most need a GPU)"
-    )
-    for experiment in experiments.experiments():
-        for budget in set(experiment.cells) - {"smoke", "short", "full"}:
-            typer.echo(f"{experiment.name} has another one, {budget}: {experiment.budgets[budget]}")
-    typer.echo(f"all of them, one after the other: goodinit reproduce {ALL}")
+        found = experiments.experiments()
+    console = Console(highlight=False)
+    console.print(_table(("experiment", "runs", "what"), ((e.name, _runs(e), _titled(e)) for e in found)))
+    console.print("\nRuns are those of one seed: --seeds 3 makes three times as many.\n")
+    own = [
+        (budget, f"{experiment.name} alone: {note}")
+        for experiment in found
+        for budget, note in experiment.budgets.items()
+        if budget not in catalogue.BUDGETS
+    ]
+    console.print(_table(("--budget", "what"), [*catalogue.COSTS.items(), *own]))
+    console.print(f"\nAll of them, one after the other: goodinit reproduce {ALL}")
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+    """Short columns first, so that the text in the last gets the rest of the terminal."""
+    from rich.table import Table  # noqa: PLC0415 - needs the extra
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, no_wrap=title != titles[-1], justify="right" if title == "runs" else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _runs(experiment: Experiment) -> str:
+    """How many with one seed, which budgets may differ in."""
+    return ", ".join(map(str, sorted({len(cells) for cells in experiment.cells.values()})))
+
+
+def _titled(experiment: Experiment) -> str:
+    return f"{experiment.title} ({experiment.source})" if experiment.source else experiment.title
 
 
 @app.command()
@@ -90,13 +131,40 @@ def report(
     typer.echo(f"{out}, and {len(pictures)} pictures in {out.with_suffix('')}")
 
 
+def _offered_experiments() -> list[str]:
+    """To who asks the shell to complete one; for files it has its own way."""
+    return [*catalogue.names(), ALL]
+
+
+def _offered_budgets(ctx: typer.Context) -> list[str]:
+    """Those of the experiment that is on the line so far."""
+    # While its last option lacks a value, a line is not parsed to its end, and the experiment is left over.
+    what = next((word for word in (ctx.params.get("what"), *ctx.args) if word), ALL)
+    try:
+        return list(catalogue.BUDGETS) if what == ALL else catalogue.budgets(what)
+    except GoodinitError:  # there is none of that name, yet
+        return list(catalogue.BUDGETS)
+
+
 @app.command()
 def run(
     what: Annotated[
-        str, typer.Argument(metavar="EXPERIMENT", help="Its name, a TOML file with one of your own, or all: one after the other.")
+        str,
+        typer.Argument(
+            metavar="EXPERIMENT",
+            help=f"Its name, see `goodinit reproduce list`; a TOML file with one of your own; or {ALL}: one after the other.",
+            autocompletion=_offered_experiments,
+        ),
     ],
     *,
-    budget: Annotated[str, typer.Option(metavar="smoke|short|full", help="Seconds or minutes a run; as published.")] = "short",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="|".join(catalogue.BUDGETS),
+            help=". ".join(f"{name}: {cost}" for name, cost in catalogue.COSTS.items()) + ".",
+            autocompletion=_offered_budgets,
+        ),
+    ] = "short",
     seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
     only: Annotated[
         list[str] | None,
@@ -106,12 +174,27 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder of image sets, or of one.", show_default="download")
     ] = None,
     results: Annotated[Path, typer.Option(metavar="DIR", help="Folder of rows and checkpoints.")] = RESULTS,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda|auto")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="float32|bfloat16", help="bfloat16: autocast.", show_default="float32")] = "",
+    device: Annotated[str, typer.Option(metavar="cpu|cuda|auto", autocompletion=one_of("cpu", "cuda", "auto"))] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="float32|bfloat16",
+            help="bfloat16: autocast.",
+            show_default="float32",
+            autocompletion=one_of("float32", "bfloat16"),
+        ),
+    ] = "",
     compiled: Annotated[bool, typer.Option("--compile", help="Train with torch.compile.")] = False,
     threads: Annotated[int, typer.Option(help="Of the CPU.", show_default="torch's")] = 0,
     save_every: Annotated[float, typer.Option(metavar="SECONDS", help="How much work a kill may cost.")] = 60.0,
-    launcher: Annotated[str, typer.Option(metavar="local|ray", help="This process, or the workers of a Ray cluster.")] = "local",
+    launcher: Annotated[
+        str,
+        typer.Option(
+            metavar="local|ray",
+            help="This process, or the workers of a Ray cluster.",
+            autocompletion=one_of("local", "ray"),
+        ),
+    ] = "local",
     ray_address: Annotated[
         str | None, typer.Option(metavar="HOST:PORT|auto", help="A cluster that runs.", show_default="one of this machine")
     ] = None,

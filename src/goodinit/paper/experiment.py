@@ -25,7 +25,6 @@ where = [{ if = {…}, set = {…} }]
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -34,15 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.errors import OptionError, did_you_mean
+from goodinit.paper.catalogue import HERE, content, names, path_of
 from goodinit.paper.config import KINDS, Run, Training, refuse_unknown, run_of
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # a copy of it
-    import tomli as tomllib
-
-_HERE = Path(__file__).parent
-BUDGETS = ("smoke", "short", "full")
 _KEYS = ("title", "source", "note", "kind", "recipe", "set", "columns", "score", "figure", "rows", "where", "budgets")
 _ROW_KEYS = ("name", "title", "panel", "recipe", "set", "columns", "score", "published")
 _SCORES = ("accuracy", "error")
@@ -99,12 +92,12 @@ class Experiment:
             OptionError: an unknown budget, or a pattern that means none.
         """
         if budget not in self.cells:
-            raise OptionError(f"budget must be one of {', '.join(self.cells)}; got {budget!r}{did_you_mean(budget, self.cells)}")
+            known = ", ".join(self.cells)
+            raise OptionError(f"--budget must be one of {known}; got {budget!r}{did_you_mean(budget, self.cells)}")
         cells, patterns = self.cells[budget], list(only)
         for pattern in patterns:
             if not any(_means(pattern, cell) for cell in cells):
-                known = [*dict.fromkeys(cell.row for cell in cells), *(cell.name for cell in cells)]
-                raise OptionError(f"{self.name} has no row or row/column {pattern!r}{did_you_mean(pattern, known)}")
+                raise OptionError(f"--only: {self.name} has no row or row/column {pattern!r}{_instead(pattern, cells)}")
         return tuple(cell for cell in cells if not patterns or any(_means(pattern, cell) for pattern in patterns))
 
 
@@ -112,10 +105,16 @@ def _means(pattern: str, cell: Cell) -> bool:
     return fnmatchcase(cell.name, pattern) or fnmatchcase(cell.row, pattern)
 
 
-def names() -> list[str]:
-    """Of the experiments that come with goodinit, tables first."""
-    found = (path.stem for path in (_HERE / "experiments").glob("*.toml"))
-    return sorted(found, key=lambda name: (not name.startswith("table"), name))
+def _instead(pattern: str, cells: Iterable[Cell]) -> str:
+    """What may have been meant by a pattern that means no cell, and all that can be named."""
+    cells = list(cells)
+    rows = list(dict.fromkeys(cell.row for cell in cells))
+    columns = list(dict.fromkeys(cell.column for cell in cells if cell.column))
+    known = [*rows, *(f"*/{column}" for column in columns), *(cell.name for cell in cells)]
+    there = f"; its rows are {', '.join(rows)}"
+    if columns:
+        there += f"; its columns, named as in '*/{columns[0]}', are {', '.join(columns)}"
+    return did_you_mean(pattern, known) + there
 
 
 def experiments() -> list[Experiment]:
@@ -132,8 +131,11 @@ def named(name: str) -> Experiment:
     """
     if name not in names():
         known = [*names(), "all", "list", "report", "run", *(path.name for path in Path.cwd().glob("*.toml"))]
-        raise OptionError(f"there is no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(names())}")
-    return read(_HERE / "experiments" / f"{name}.toml")
+        raise OptionError(
+            f"there is no experiment {name!r}{did_you_mean(name, known)}; there are {', '.join(names())}; all, for all of them; "
+            "and files of your own, whose names end in .toml"
+        )
+    return read(path_of(name))
 
 
 def read(path: Path) -> Experiment:
@@ -142,7 +144,7 @@ def read(path: Path) -> Experiment:
     Raises:
         OptionError: it cannot be read, has a key that is not known, or settings that cannot be meant.
     """
-    file = _toml(path)
+    file = content(path)
     where = path.name
     refuse_unknown(file, _KEYS, where)
     if not isinstance(file.get("title"), str) or not file.get("rows"):
@@ -166,7 +168,7 @@ def read(path: Path) -> Experiment:
         refuse_unknown(_table(budget, f"{where}: budgets.{name}"), ("note", "set", "where"), f"{where}: budgets.{name}")
     return Experiment(
         path.stem,
-        str(path.name) if path.parent != _HERE / "experiments" else path.stem,
+        str(path.name) if path.parent != HERE / "experiments" else path.stem,
         file["title"],
         file.get("source", ""),
         file.get("note", ""),
@@ -239,7 +241,7 @@ def _table(value: Any, what: str) -> Table:
 
 @cache
 def _recipes() -> dict[str, Any]:
-    return _toml(_HERE / "recipes.toml")
+    return content(HERE / "recipes.toml")
 
 
 def _recipe(name: str | None, where: str) -> Table:
@@ -252,11 +254,3 @@ def _one_of(asked: str, known: Sequence[str], what: str) -> str:
         shown = ", ".join(name or "nothing" for name in known)
         raise OptionError(f"{what} must be one of {shown}; got {asked!r}{did_you_mean(str(asked), known)}")
     return asked
-
-
-def _toml(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:  # no such file; not TOML
-        raise OptionError(f"the experiment {str(path)!r} cannot be read: {error}") from error
-    return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from goodinit.paper.experiment import BUDGETS
+from goodinit.paper.catalogue import BUDGETS
 from goodinit.paper.tables import Filled, Filling, markdown, times
 
 _COVERAGE = """## What has run
