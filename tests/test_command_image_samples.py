@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from goodinit.command.samples import Wanted, read_samples
+from goodinit.command.samples import Wanted
+from goodinit.command.sources import read_samples
 from goodinit.errors import DataError, MissingExtraError
 
 NET = nn.Linear(2, 2)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit.command.samples import Wanted, read_samples
+from goodinit.command.samples import Wanted
+from goodinit.command.sources import read_samples
 from goodinit.errors import OptionError
 
 NET = nn.Sequential(nn.Embedding(11, 3), nn.Linear(3, 2))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goodinit.command.samples import ROWS, Samples, Wanted, read_samples
+from goodinit.command.samples import ROWS, Samples, Wanted
+from goodinit.command.sources import read_samples
 from goodinit.errors import DataError, OptionError
 
 Batch = tuple[Tensor, ...] | dict[str, Tensor]
@@ -42,7 +43,7 @@ def read_inputs(
     Of a file without a batch size every row is used; all other rows are drawn at random.
 
     Args:
-        source: see `goodinit.command.samples.read_samples`.
+        source: see `goodinit.command.sources.read_samples`.
         model: whose forward's parameters and floating-point type count.
         batches: how many.
         batch_size: rows in each; by default all rows of a file, and 64 of all else.
