@@ -1,11 +1,14 @@
 """For all tests: one thread, since on tensors this small several spend their time in waiting for each other."""
 
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 import user_project
+from processes import Processes
 
 torch.set_num_threads(1)
 
@@ -21,3 +24,22 @@ def project(tmp_path, monkeypatch):
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def four() -> Iterator[Processes]:
+    with Processes(4) as processes:
+        yield processes
+
+
+@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def group(request: Any) -> Processes:
+    """Two processes, and in the longer checks four too."""
+    found: Processes = request.getfixturevalue({2: "two", 4: "four"}[request.param])
+    return found

@@ -2,7 +2,6 @@
 
 import gc
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 import meta_jobs as jobs
 from goodinit import ModelError, NonFiniteError, OptionError, lsuv_
 from goodinit.meta import target_device
-from processes import Failure, Processes
+from processes import Failure
 from zoo import transformers_models
 
 
@@ -285,24 +284,6 @@ def test_bad_input():
 # On several processes.
 
 EXACT = 1e-5
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[Processes]:
-    with Processes(4) as processes:
-        yield processes
-
-
-@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def group(request) -> Processes:
-    """Two processes, and in the longer checks four too."""
-    return request.getfixturevalue({2: "two", 4: "four"}[request.param])
 
 
 @pytest.mark.parametrize("options", [{}, {"batches": 3}, {"pre_init": "structured"}], ids=str)

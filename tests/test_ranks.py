@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -22,25 +20,6 @@ WITH_OWN_DATA = FORMS[:3]
 ALL_MODELS = list(jobs.TENSOR_PARALLEL)
 QUICK_MODELS = ["layer_scale", "shared", "transformer_encoder"]
 EXACT = 1e-5
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def four() -> Iterator[Processes]:
-    with Processes(4) as processes:
-        yield processes
-
-
-@pytest.fixture(params=[2, pytest.param(4, marks=pytest.mark.slow)])
-def group(request: Any) -> Processes:
-    """Two processes, and in the longer checks four too."""
-    found: Processes = request.getfixturevalue({2: "two", 4: "four"}[request.param])
-    return found
 
 
 # The weights that one process would have from all the data.
