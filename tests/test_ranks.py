@@ -392,7 +392,7 @@ def test_with_torchrun(tmp_path):
         "x = torch.randn(64, 8)\n"
         "report = goodinit.lsuv_(nn.parallel.DistributedDataParallel(model), x[rank::2])\n"
         "std = model(x).std(correction=0).item()\n"
-        "print(f'process {rank}: {report.ok}, {std:.4f}')\n"
+        "print(f'process {rank}: {report.ok}, {std:.4f}\\n', end='')\n"  # written at once, or lines of both get mixed
     )
     command = [
         sys.executable,
