@@ -11,7 +11,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import goodinit
 from goodinit.images import digits
+from torchvision_ops import define_missing_schemas
 
+define_missing_schemas()  # the packages import torchvision, if a test of the zoo has made it be found
 SAMPLES = 256
 IMAGES = digits()
 

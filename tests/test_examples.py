@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -10,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from torchvision_ops import environment_of_users
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 INTEGRATIONS = {"lightning", "transformers", "accelerate", "tensorboard"}
 
 
 def run(folder, *words):
     """What it prints, in an empty folder."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words], capture_output=True, text=True, env=environment, cwd=folder, check=False, timeout=400
+        [sys.executable, *words], capture_output=True, text=True, env=environment_of_users(), cwd=folder, check=False, timeout=400
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
+
+from torchvision_ops import environment_of_users
 
 lightning = pytest.importorskip("lightning")
 pytest.importorskip("sklearn")
@@ -441,12 +442,11 @@ torch.save((whole, callback.report.to_json()), f"{out}.{trainer.global_rank}")
 def run(folder, *words, package="lightning.pytorch"):
     script = folder / "script.py"
     script.write_text(SCRIPT.replace("PACKAGE", package))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", script, *map(str, words)],
         capture_output=True,
         text=True,
-        env=environment,
+        env=environment_of_users(),
         cwd=folder,
         check=False,
         timeout=300,

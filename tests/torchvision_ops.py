@@ -5,6 +5,7 @@ not exist`. Its models need none of these operators; only their schemas must exi
 """
 
 import importlib.util
+import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -60,6 +61,12 @@ def _compiled_operators_load(folder: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def environment_of_users() -> dict[str, str]:
+    """For processes that find what this one finds, but for the zoo's packages."""
+    path = os.pathsep.join(place for place in sys.path if place != str(_FOLDER))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
 # Where the Makefile puts timm and torchvision, out of sight of everything but the zoo.

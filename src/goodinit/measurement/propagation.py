@@ -97,12 +97,14 @@ def measure(
 
 
 def _inputs(call: Call) -> tuple[tuple[str, float, float], ...]:
-    """Mean and std of the arguments that are data: real, and not of one number a sample."""
-    given = ((name, x.detach()) for name, x in call.tensors())
-    data = [
-        (name, x.to(torch.promote_types(x.dtype, torch.float32))) for name, x in given if x.is_floating_point() and x.dim() > 1
-    ]
-    return tuple((name, x.mean().item(), x.std(correction=0).item()) for name, x in data if x.numel() > 1 and "mask" not in name)
+    """Mean and std of the arguments that are data: real, and of several numbers a sample. Sparse ones are relations mostly."""
+    found = []
+    for name, x in call.tensors():
+        is_data = x.is_floating_point() and x.dim() > 1 and x.numel() > 1 and "mask" not in name
+        if is_data and x.layout is torch.strided and not sharded.is_sharded(x):
+            wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+            found.append((name, wide.mean().item(), wide.std(correction=0).item()))
+    return tuple(found)
 
 
 def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> tuple[float | None, Sources]:
