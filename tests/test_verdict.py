@@ -295,7 +295,7 @@ def test_no_false_alarms_on_the_zoo(entry):
 
 FEW = {
     *("reversed", "attention", "transformer_encoder", "routed_experts", "checkpointed", "complex", "bfloat16", "weight_norm"),
-    *("lora", "shared", "convolutions", "lstm", "autocast", "tied", "timm-resnet10t", "GPT2LMHeadModel"),
+    *("lora", "shared", "convolutions", "lstm", "autocast", "tied", "graph", "timm-resnet10t", "GPT2LMHeadModel"),
 }
 
 
