@@ -226,7 +226,7 @@ def test_the_generator_decides():
     a, b = nn.Linear(30, 20), nn.Linear(30, 20)
     for scheme in SCHEMES:
         for net in (a, b):
-            init_(net, scheme, torch.ones(4, 30) + torch.arange(30), generator=seeded())
+            init_(net, scheme, torch.arange(120.0).view(4, 30), generator=seeded())
         assert_same(a.state_dict(), b.state_dict())
         torch.manual_seed(5)
         init_(a, scheme, torch.eye(30))
