@@ -158,6 +158,7 @@ def test_hints_bring_the_middle_layers_together():
     assert sum(hints[-5:]) < 0.5 * sum(hints[:5])
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_a_teacher_that_knows():
     plain = dataclasses.replace(RUN, network="teacher-mnist", method="plain", teacher="", hint_iterations=0, iterations=60)
     known = train(plain, MNIST, device=CPU)

@@ -112,6 +112,7 @@ def kill_a_worker(place, process, results, times):
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_goes_on(place, tmp_path):
     whole = start(place, 150, tmp_path / "whole", "--only", "a")
     process = start(place, 150, tmp_path / "ray", "--only", "a", "--launcher", "ray")
@@ -144,6 +145,7 @@ def test_a_worker_that_dies_twice(place, tmp_path):
     assert "goes on from iteration" in output_of(again)
 
 
+@pytest.mark.slow
 def test_errors_of_a_run_are_those_of_the_local_launcher(place, tmp_path):
     process = start(place, 5, tmp_path / "ray", "--launcher", "ray", "--data-dir", str(tmp_path))
     output = output_of(process)

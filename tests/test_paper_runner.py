@@ -174,6 +174,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_weights(place, tmp_path):
     assert sum(row["interruptions"] for row in found.values()) >= 1
 
 
+@pytest.mark.slow
 def test_several_processes_share_the_runs_of_a_table(place, tmp_path):
     processes = [start(place, experiment(place, 30), tmp_path / "r", "--seeds", "2") for _ in range(2)]
     outputs = [process.communicate(timeout=300)[0] for process in processes]

@@ -151,7 +151,7 @@ def test_every_system_learns(name):
     assert outcome.final_accuracy > 0.9
 
 
-@pytest.mark.parametrize("run", [SMALL, LARGE, dataclasses.replace(SMALL, updates=True)])
+@pytest.mark.parametrize("run", [SMALL, pytest.param(LARGE, marks=pytest.mark.slow), dataclasses.replace(SMALL, updates=True)])
 def test_a_training_that_was_broken_off_ends_as_if_it_had_not(tmp_path, run):
     images = CIFAR if run.network == "fitnet4" else MNIST
     whole = train(run, images, device=CPU)
