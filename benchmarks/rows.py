@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import statistics
@@ -15,6 +14,7 @@ from typing import Any
 
 from timing import CLOCK
 
+from goodinit.files import for_json
 from goodinit.paper.provenance import commit, machine, now, versions
 
 Row = dict[str, Any]
@@ -67,7 +67,7 @@ class Rows:
         }
         self.made.append(row)
         with self._out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(row), allow_nan=False) + "\n")
+            file.write(json.dumps(for_json(row), allow_nan=False) + "\n")
 
     @property
     def failed(self) -> list[str]:
@@ -86,12 +86,3 @@ def last_run(path: Path, *, by: Sequence[str] = ()) -> list[Row]:
     rows: list[Row] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     last = {tuple(row[key] for key in by): row["run"] for row in rows}
     return [row for row in rows if row["run"] == last[tuple(row[key] for key in by)]]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: ``"nan"``, ``"inf"``."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,12 +1,14 @@
-"""Files that are whole, whatever happens: a kill, a power cut, a full disk."""
+"""Files that are whole, whatever happens: a kill, a power cut, a full disk; and what JSON can hold."""
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from goodinit.errors import GoodinitError, OptionError
 
@@ -91,3 +93,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def for_json(value: Any) -> Any:
+    """Numbers that JSON does not know as strings: ``"nan"``, ``"inf"``, ``"-inf"``."""
+    if isinstance(value, dict):
+        return {key: for_json(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [for_json(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

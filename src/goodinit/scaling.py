@@ -40,6 +40,13 @@ class Drawn:
         self._keeping = keeping
         self._kept: dict[Key, tuple[Tensor, Tensor]] = {}
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of what draws inside."""
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
     def keep(self, operation: Operation) -> None:
         """Weight and bias as they are now."""
         biases = () if operation.bias_weight is None else operation.bias_weight.roots()
@@ -218,9 +225,8 @@ class Scaling:
             operation.bias = None  # saves adding it
 
     def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
-        start = time.perf_counter()
-        operation.weight.draw_(lambda weight, place: self._fill_now(pre_init, operation.layout, weight, place))
-        self._drawn.seconds += time.perf_counter() - start
+        with self._drawn.timed():
+            operation.weight.draw_(lambda weight, place: self._fill_now(pre_init, operation.layout, weight, place))
         bias = operation.bias_weight
         kept = bias is None or not bias.parameter.requires_grad or self._options.skips(bias.name) or self._rules.hold(bias)
         if bias is not None and not kept:
@@ -241,9 +247,8 @@ class Scaling:
         if self._ahead is None:
             assert self.weights is not None
             self._ahead = Ahead(self._likely(self.weights), partial(self._fill, self._options.pre_init))
-        start = time.perf_counter()
-        self._ahead.draw()
-        self._drawn.seconds += time.perf_counter() - start
+        with self._drawn.timed():
+            self._ahead.draw()
 
     def _likely(self, weights: Sources) -> Iterator[Operation]:
         """The operations still to come that draw a weight, if the model uses its modules in the order of registration."""

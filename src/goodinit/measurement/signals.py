@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -14,7 +13,7 @@ from typing import Any
 
 from goodinit.canvas import Theme
 from goodinit.errors import UnhealthyError
-from goodinit.files import write_whole
+from goodinit.files import for_json, write_whole
 from goodinit.measurement.comparison import Comparison
 from goodinit.measurement.layer import Finding, Layer
 from goodinit.measurement.units import share
@@ -124,7 +123,7 @@ class Signal:
 
     def to_json(self) -> str:
         """JSON of all fields; `from_json` reads it back. NaN and infinity become strings, for JSON does not know them."""
-        return json.dumps({"schema": _SCHEMA, **_finite(asdict(self))}, allow_nan=False)
+        return json.dumps({"schema": _SCHEMA, **for_json(asdict(self))}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Signal:
@@ -232,12 +231,3 @@ def _layer(raw: dict[str, Any]) -> Layer:
 def _number_of(value: Any, field: str) -> Any:
     text = field in ("name", "operator", "activation", "batch")
     return value if text or not isinstance(value, str) else float(value)
-
-
-def _finite(value: Any) -> Any:
-    """Numbers that JSON does not know as strings: ``"nan"``, ``"inf"``, ``"-inf"``."""
-    if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

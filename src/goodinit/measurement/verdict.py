@@ -66,16 +66,16 @@ def findings_of(
         collapse = same or _alike(sound) or _on_a_line(sound)
         dying = None if same else dead(sound, collapse)
         first = dying is not None and collapse is not None and leads_to(collapse, dying, sound)
+        exploding = _exploding(sound)
         found += [
-            _exploding(sound),
+            exploding,
             _vanishing(sound),
             *((dying, _following(collapse)) if first else (collapse,)),
             _gradient(sound, layers),
             None if first else dying,
             saturated(sound),
         ]
-        explodes = any(finding is not None and finding.kind == "exploding" for finding in found)
-        found.append(None if explodes else _sure(sound[-1], cross_entropy))
+        found.append(None if exploding else _sure(sound[-1], cross_entropy))  # which would follow from it
     found.append(None if lr is None or not sound else updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 

@@ -18,22 +18,17 @@ MOST_OPERATORS = 1 << 20
 
 def message(found: Statistic, operator: int = 0) -> Tensor:
     """n, n mean, M2 + n |mean|^2, n cov, on the output's device; and a number that stands for the operator."""
-    mean, n = found.mean, found.n
-    if mean.device.type == "cpu" and mean.dim() == 0:  # a dozen operators on tensors would take longer than the all-reduce
-        return _on_host(found, operator)
-    zero = torch.zeros_like(found.m2, dtype=torch.float64)
-    real, imag = (mean.real, mean.imag) if mean.is_complex() else (mean, zero)
-    cov = zero if found.cov_sum is None else found.cov_sum
-    own = (zero + operator, zero + operator**2, zero)
-    sums = [*own, zero + n, n * real, n * imag, found.m2 + n * mean.abs().square(), cov]
-    return torch.stack([value.to(torch.float64) for value in sums])
-
-
-def _on_host(found: Statistic, operator: int) -> Tensor:
-    n, mean = int(found.n), complex(found.mean.item())
-    square = found.m2.item() + n * (mean.real**2 + mean.imag**2)
-    cov = 0.0 if found.cov_sum is None else found.cov_sum.item()
-    return torch.tensor([operator, operator**2, 0, n, n * mean.real, n * mean.imag, square, cov], dtype=torch.float64)
+    # On the host plain numbers: a dozen operators on tensors would take longer than the all-reduce.
+    on_host = found.m2.device.type == "cpu" and found.mean.dim() == 0
+    numbers: list[Any] = [x.item() if on_host and isinstance(x, Tensor) else x for x in found[:4]]
+    n, mean, m2, cov = numbers
+    real, imag = (mean.real, mean.imag) if found.mean.is_complex() else (mean, 0.0)
+    square = m2 + n * (real * real + imag * imag)
+    sums = [operator, operator**2, 0.0, n, n * real, n * imag, square, 0.0 if cov is None else cov]
+    if on_host:
+        return torch.tensor(sums, dtype=torch.float64)
+    zero = torch.zeros_like(square, dtype=torch.float64)
+    return torch.stack([zero + value for value in sums])
 
 
 def waiting(device: torch.device, *, failed: bool, noted: bool = False) -> Tensor:
