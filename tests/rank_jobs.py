@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import goodinit.lsuv
 from goodinit import GoodinitWarning, Report, lsuv_
+from goodinit.ahead import Ahead
 from goodinit.processes import sharded
 from goodinit.processes.ranks import Ranks
 from nets import mlp
@@ -845,3 +847,19 @@ def experts_on_gpu(rank: int) -> float:
     lsuv_(one, tokens(2).cuda(), generator=seeded(), distributed=False)
     lsuv_(several, share(tokens(2), rank, 2).cuda(), generator=seeded())
     return largest_difference(whole_weights(one), whole_weights(several))
+
+
+def drawn_ahead(rank: int) -> int:
+    """How many of four weights were drawn while the other process answered."""
+    taken, take = [], Ahead.take
+
+    def counting(self: Ahead, *args: Any) -> bool:
+        taken.append(take(self, *args))
+        return taken[-1]
+
+    torch.manual_seed(0)
+    model = mlp(*[6] * 5)
+    torch.manual_seed(rank)
+    with patch.object(Ahead, "take", counting):
+        lsuv_(model, torch.randn(20, 6), generator=torch.Generator().manual_seed(1))
+    return sum(taken)

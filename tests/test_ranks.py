@@ -206,6 +206,10 @@ def test_one_small_message_an_operator_and_sweep(form, depth, two):
         assert found["outside"].pop(("allreduce", 64 * depth)) == found["sweeps"]
 
 
+def test_weights_are_drawn_while_the_other_process_answers(two):
+    assert two.run(jobs.drawn_ahead) == [3, 3]  # all but the first
+
+
 def test_what_is_sent_besides_does_not_grow_with_the_depth(two):
     shallow, deep = (two.run(jobs.communication, "plain", depth, 3)[0] for depth in (3, 9))
     rows = [("allreduce", 64 * depth) for depth in (3, 9)]
