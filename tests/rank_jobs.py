@@ -29,8 +29,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goodinit.lsuv
-from goodinit import GoodinitWarning, Report, lsuv_
+from goodinit import GoodinitWarning, ModelError, Report, lsuv_, measure
 from goodinit.ahead import Ahead
+from goodinit.integrations.shared import refuse
 from goodinit.processes import sharded
 from goodinit.processes.ranks import Ranks
 from nets import mlp
@@ -777,6 +778,31 @@ def sums_and_wholes(rank: int) -> None:
     assert sharded.local(split).numel() < 10
     sharded.local(split).zero_()
     assert not split.full_tensor().any()
+
+
+def measured_then_trained(rank: int) -> None:
+    """DistributedDataParallel trains after `measure` as before."""
+    model = DistributedDataParallel(seeded_model(nn.Linear, 4, 2))
+    signal = measure(model, torch.randn(8, 4), lambda y: y.mean())
+    assert signal[0].weight_grad_norm
+    x = torch.full((8, 4), float(rank))
+    for _ in range(2):
+        model.zero_grad()
+        model(x).mean().backward()
+    mean = sum(range(torch.distributed.get_world_size())) / torch.distributed.get_world_size()
+    assert torch.allclose(model.module.weight.grad, torch.full((2, 4), mean / 2))
+
+
+def refusing_fsdp1(rank: int) -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = nn.Sequential(FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu")))
+    try:
+        refuse(model, instead="use FSDP2")
+    except ModelError as error:
+        assert "FullyShardedDataParallel (FSDP1) keeps the weights" in str(error)
+    else:
+        raise AssertionError("it was not refused")
 
 
 def kinds_of_models(rank: int) -> None:

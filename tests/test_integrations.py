@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
+import rank_jobs
 from goodinit import ModelError, OptionError
 from goodinit.integrations.shared import Once, apart, refuse
 from nets import mlp
@@ -80,14 +80,5 @@ def test_what_keeps_weights_in_a_form_of_its_own():
         refuse(mlp(4, 4), "DeepSpeed", instead="use FSDP2")
 
 
-@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")  # it has one process only
-def test_fsdp1():
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
-    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
-    try:
-        model = nn.Sequential(FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu")))
-        with pytest.raises(ModelError, match=r"FullyShardedDataParallel \(FSDP1\) keeps the weights"):
-            refuse(model, instead="use FSDP2")
-    finally:
-        dist.destroy_process_group()
+def test_fsdp1(two):
+    two.run(rank_jobs.refusing_fsdp1)

@@ -290,6 +290,7 @@ def test_tensorboard(place, monkeypatch, tmp_path):
     assert events.Scalars("test/accuracy")[-1].value == pytest.approx(rows(tmp_path / "r")[0]["final_accuracy"])
 
 
+@pytest.mark.slow
 def test_experiments_of_every_kind_at_smoke(monkeypatch, tmp_path, place):
     """On made-up images: that all of it works together."""
     write_set(place / "data" / "cifar10", count=1100)

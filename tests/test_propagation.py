@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+import rank_jobs
 from goodinit import DataError, ModelError, OptionError, lsuv_
 from goodinit.measurement import observer
 from goodinit.measurement.propagation import measure
@@ -637,17 +638,8 @@ def test_nothing_small_is_left_where_an_output_was(monkeypatch):
     assert len({trace.rows.untyped_storage().data_ptr() for trace in kept}) == 1
 
 
-def test_distributed_data_parallel_trains_on_afterwards():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        model = nn.parallel.DistributedDataParallel(nn.Linear(4, 2))
-        signal = measure(model, torch.randn(8, 4), lambda y: y.mean())
-        assert signal[0].weight_grad_norm
-        for _ in range(2):
-            model(torch.randn(8, 4)).mean().backward()
-        assert model.module.weight.grad is not None
-    finally:
-        torch.distributed.destroy_process_group()
+def test_distributed_data_parallel_trains_on_afterwards(two):
+    two.run(rank_jobs.measured_then_trained)
 
 
 def test_checkpoints_of_the_old_kind_leave_nothing_either():
