@@ -146,7 +146,7 @@ def test_another_precision_is_another_run(place, monkeypatch, tmp_path):
 
 def test_killed_at_any_moment_it_ends_with_the_same_weights(place, tmp_path):
     """kill -9, three times, at moments that differ from run to run of this test."""
-    what, only = experiment(place, 40), ["--only", "softmax/lsuv,hinge/he"]
+    what, only = experiment(place, 24), ["--only", "softmax/lsuv,hinge/he"]
     whole = start(place, what, tmp_path / "whole", *only)
     output, _ = whole.communicate(timeout=200)
     assert whole.returncode == 0, output
