@@ -16,12 +16,20 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pytest
 import torch
 
 if TYPE_CHECKING:
     from typing import Self  # of Python 3.11
 
 _IMPORTED = ["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "goodinit"]
+
+
+SHARDS = pytest.mark.skipif(
+    not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this version of torch runs on GPUs alone"
+)
+FSDP = pytest.param("fsdp", marks=SHARDS)
+"""For parametrized tests."""
 
 
 class Failure(NamedTuple):

@@ -11,7 +11,7 @@ from torch import nn
 import meta_jobs as jobs
 from goodinit import ModelError, NonFiniteError, OptionError, lsuv_
 from goodinit.meta import target_device
-from processes import Failure
+from processes import FSDP, SHARDS, Failure
 from zoo import transformers_models
 
 
@@ -272,7 +272,7 @@ def test_bad_input():
     with pytest.raises(OptionError, match="device='meta' has no memory"):
         lsuv_(net, x, device="meta")
     if not torch.cuda.is_available():
-        with pytest.raises(OptionError, match=r"device='cuda' cannot be used here: .*CUDA"):
+        with pytest.raises(OptionError, match=r"device='cuda' cannot be used here: .*(CUDA|NVIDIA)"):
             lsuv_(net, x, device="cuda")
     with pytest.raises(ModelError, match=r"model must be a torch.nn.Module; got NoneType"):
         lsuv_(None, x, device="cpu")
@@ -287,7 +287,7 @@ EXACT = 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"batches": 3}, {"pre_init": "structured"}], ids=str)
-@pytest.mark.parametrize("form", ["plain", "fsdp", "tp"])
+@pytest.mark.parametrize("form", ["plain", FSDP, "tp"])
 def test_several_processes_get_the_weights_of_one(form, options, group):
     for to_meta, to_real in group.run(jobs.given_memory, form, options):
         assert to_meta < EXACT
@@ -300,23 +300,25 @@ def test_tensor_parallel_inside_of_fsdp(four):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["plain", "fsdp", "tp"])
+@pytest.mark.parametrize("form", ["plain", FSDP, "tp"])
 def test_models_of_transformers_on_several_processes(form, group):
     names = ["LlamaForCausalLM", "BertForMaskedLM", "MixtralForCausalLM", "T5ForConditionalGeneration"]
     for differences in group.run(jobs.as_one_from_meta, names, form):
         assert max(differences.values()) < EXACT, differences
 
 
+@SHARDS
 def test_mixed_precision_keeps_the_parts_digits(two):
     assert two.run(jobs.mixed_precision) == [True, True]
 
 
 @pytest.mark.parametrize("careless", [False, True])
-@pytest.mark.parametrize("form", ["plain", "fsdp"])
+@pytest.mark.parametrize("form", ["plain", FSDP])
 def test_experts_that_some_processes_reach(form, careless, group):
     assert max(group.run(jobs.experts_from_meta, form, careless)) < EXACT
 
 
+@SHARDS
 def test_a_process_gives_memory_to_its_parts_alone(two):
     held, sizes = zip(*two.run(jobs.only_parts_have_memory), strict=True)
     assert len({*sizes}) == 1
@@ -327,7 +329,7 @@ CAT = "ValueError: the cat sat on the keyboard"
 
 
 @pytest.mark.parametrize("how", ["forward", "reset"])
-@pytest.mark.parametrize("form", ["plain", "fsdp"])
+@pytest.mark.parametrize("form", ["plain", FSDP])
 def test_a_process_that_fails_leaves_all_on_the_meta_device(form, how, group):
     for rank, found in enumerate(group.outcomes(jobs.failure, form, how)):
         assert not isinstance(found, Failure), found
@@ -335,7 +337,7 @@ def test_a_process_that_fails_leaves_all_on_the_meta_device(form, how, group):
         assert found == {"on meta": True, "parts on meta": True, "afterwards": True, "used": True}
 
 
-@pytest.mark.parametrize("form", ["plain", "fsdp"])
+@pytest.mark.parametrize("form", ["plain", FSDP])
 def test_tensors_without_first_values_on_several_processes(form, two):
     found = two.outcomes(jobs.without_first_values, form)
     assert {outcome.kind for outcome in found} == {"ModelError"}

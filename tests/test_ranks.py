@@ -13,9 +13,9 @@ import rank_jobs as jobs
 from goodinit import lsuv_
 from goodinit.processes.ranks import Ranks
 from nets import mlp
-from processes import Failure, Processes
+from processes import FSDP, SHARDS, Failure, Processes
 
-FORMS = ["plain", "ddp", "fsdp", "tp"]
+FORMS = ["plain", "ddp", FSDP, "tp"]
 WITH_OWN_DATA = FORMS[:3]
 ALL_MODELS = list(jobs.TENSOR_PARALLEL)
 QUICK_MODELS = ["layer_scale", "shared", "transformer_encoder"]
@@ -32,6 +32,7 @@ def test_weights_are_those_of_one_process(form, size, request):
         assert max(differences.values()) < EXACT, differences
 
 
+@SHARDS
 def test_parts_and_computed_weights_of_fsdp(group):
     names = ["sliced", "attention", "spectral", "weight_norm", "spectral_norm", "lstm"]
     for differences in group.run(jobs.as_one, names, "fsdp"):
@@ -81,10 +82,12 @@ def test_sequence_parallel(group):
 
 
 @pytest.mark.slow
+@SHARDS
 def test_tensor_parallel_inside_of_fsdp(four):
     assert max(four.run(jobs.two_dimensional)) < EXACT
 
 
+@SHARDS
 def test_mixed_precision_keeps_the_shards_digits(group):
     for error, more_digits in group.run(jobs.mixed_precision):
         assert error < 1e-5
@@ -95,6 +98,7 @@ def test_lazy_parameters(group):
     assert max(group.run(jobs.lazy)) < EXACT
 
 
+@SHARDS
 def test_whole_tensors_that_fsdp_kept_from_a_forward_before(group):
     assert max(group.run(jobs.kept_gathered)) < EXACT
 
@@ -126,6 +130,7 @@ def test_experts_that_some_processes_reach(form, options, careless, group):
     assert max(group.run(jobs.experts, form, careless, options)) < EXACT
 
 
+@SHARDS
 @pytest.mark.parametrize("careless", [False, True])
 def test_experts_in_parts_that_fsdp_gathers_one_by_one(careless, group):
     assert max(group.run(jobs.experts_in_units, careless)) < EXACT
@@ -179,7 +184,7 @@ def test_many_batches_in_tensor_parallelism(options, group):
 # What is sent.
 
 
-@pytest.mark.parametrize("form", [*FORMS, "fsdp from meta", "tp from meta"])
+@pytest.mark.parametrize("form", [*FORMS, pytest.param("fsdp from meta", marks=SHARDS), "tp from meta"])
 @pytest.mark.parametrize("depth", [2, 6])
 def test_one_small_message_an_operator(form, depth, two):
     form, _, meta = form.partition(" from ")
@@ -269,14 +274,14 @@ def test_a_process_that_fails_in_a_sweep(how, own, told, forward, group):
     assert_all_fail(group.outcomes(jobs.failure, "plain", how, 1, options), 1, own, told)
 
 
-@pytest.mark.parametrize(("form", "options"), [("tp", {}), ("fsdp", {"batches": 3, "when": 3})])
+@pytest.mark.parametrize(("form", "options"), [("tp", {}), pytest.param("fsdp", {"batches": 3, "when": 3}, marks=SHARDS)])
 def test_a_failure_where_others_wait_inside_of_the_model(form, options):
     """They learn of it when the process that failed ends, as under torchrun it does."""
     with Processes(2, timeout=20) as processes:
         found, ended = processes.outcomes(jobs.failure, form, "exit", 1, options)
     assert ended.kind == "died"
     assert found["kind"] == "RankError"
-    assert found["text"].startswith(f"process 1 failed: {CAT} (")
+    assert found["text"].startswith(f"process 1 failed: {CAT}")
     assert found["same"]
 
 
@@ -284,7 +289,7 @@ def test_nan_in_tensor_parallelism(two):
     assert_all_fail(two.outcomes(jobs.failure, "tp", "nan", 1, {}), 1, "NonFiniteError", NAN)
 
 
-@pytest.mark.parametrize("form", ["plain", "fsdp", "tp"])
+@pytest.mark.parametrize("form", ["plain", FSDP, "tp"])
 @pytest.mark.parametrize("options", [{}, {"batches": 3, "when": 3}])
 def test_a_killed_process(form, options):
     with Processes(2, timeout=20) as processes:
@@ -306,7 +311,7 @@ def test_a_killed_process_that_kept_the_store():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["plain", "fsdp"])
+@pytest.mark.parametrize("form", ["plain", FSDP])
 def test_of_four_processes_one_is_killed(form):
     with Processes(4, timeout=5) as processes:
         outcomes = processes.outcomes(jobs.failure, form, "kill", 2, {})
@@ -318,7 +323,7 @@ def test_of_four_processes_one_is_killed(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["plain", "fsdp"])
+@pytest.mark.parametrize("form", ["plain", FSDP])
 def test_a_process_that_is_stuck(form):
     """No longer than the process group's time-out, and the few seconds in which it could say that it is there."""
     with Processes(2, timeout=4) as processes:

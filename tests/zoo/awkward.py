@@ -817,7 +817,7 @@ ENTRIES = [
     ),
     Entry("routed_experts", RoutedExperts, features),
     Entry("gathered_experts", GatheredExperts, features),
-    Entry("grouped_experts", GroupedExperts, features),
+    *([Entry("grouped_experts", GroupedExperts, features)] if hasattr(F, "grouped_mm") else []),
     Entry("attention", Attention, sequences),
     Entry("cross_attention", CrossAttention, sequences),
     Entry("transformer", transformer, lambda: (sequences(), sequences()[:, :5])),
