@@ -105,7 +105,7 @@ def test_a_table_and_its_rows(place, monkeypatch, tmp_path):
     assert row["command"] == "goodinit reproduce own-5.toml --budget short --seeds 2"
     assert row["device"] == "cpu"
     assert row["machine"]["threads"] == 1
-    assert row["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(row["versions"]["torch"])  # which may be without "+cpu"
     assert [iteration for iteration, _, _ in row["evaluations"]] == [2, 3, 5]
     assert row["final_accuracy"] == row["evaluations"][-1][1]
     assert row["data"]["train"]["encodings"] == {"PNG": 250}

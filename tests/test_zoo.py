@@ -210,6 +210,8 @@ def test_the_page_of_the_docs_is_made_from_rows_for_the_whole_zoo() -> None:
 
     if not zoo_table.ROWS.exists():
         pytest.skip("not in a checkout")
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        pytest.skip("the page has models that this version of torch does not run")
     rows = zoo_table.read(zoo_table.ROWS)
     assert zoo_table.page(rows) == zoo_table.PAGE.read_text(encoding="utf-8")
     assert [row["name"] for row in rows] == [entry.name for entry in all_entries()], "run `make zoo`"
