@@ -237,6 +237,14 @@ def test_the_figures_of_measuring_are_made_from_the_committed_rows(module):
     assert not any(row["dirty"] for row in rows)
 
 
+@pytest.mark.parametrize("name", ["bench_ranks", "bench_training"])
+def test_other_tables_are_made_from_the_committed_rows(name, module):
+    rows = module("rows").last_run(BENCHMARKS / "results" / f"{name}.jsonl")
+    shown = (BENCHMARKS / "results" / f"{name}.md").read_text()
+    assert module(name).markdown(rows) + "\n" == shown, f"run `python benchmarks/{name}.py --table FILE`"
+    assert not any(row["dirty"] for row in rows)
+
+
 @pytest.mark.slow
 def test_two_ranks_against_one(tmp_path):
     pytest.importorskip("transformers")
