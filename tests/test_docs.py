@@ -26,7 +26,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"<!-- (?P<comment>setup|long)(?P<text>.*?)-->|```(?P<kind>\w+)\n(?P<code>.*?)```", re.DOTALL)
 
-pytestmark = pytest.mark.filterwarnings("default")  # a page may show what warns
+pytestmark = [
+    pytest.mark.filterwarnings("default"),  # a page may show what warns
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.`:FutureWarning"),  # lightning's use of torch
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),  # torch's, of a machine without a GPU
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),  # data are short
+]
 
 
 def blocks(page: Path) -> list[tuple[str, str, bool]]:
