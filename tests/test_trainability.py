@@ -27,6 +27,8 @@ from trainability.summary import Summary, average_ranks, compared_with, critical
 from trainability.tasks import TASKS, batches  # noqa: E402
 from trainability.train import run  # noqa: E402
 
+from goodinit.paper.files import read_lines  # noqa: E402
+
 OFFLINE = ("mlp30-tanh", "mlp30-relu", "siren", "poisson", "gpt", "gpt-ln", "gcn16", "tabular", "cancer", "binary")
 
 
@@ -199,6 +201,12 @@ def some_rows():
             yield made(task, "lsuv", 0.1 if lr == 0.02 else 0.6, lr=lr, status="trained" if lr == 0.02 else "diverged")
             yield made(task, "lsuv-auto", 0.3, lr=lr, init=1.5)
     yield made("cancer", "gradinit", 0.05, lr=0.02)  # lacks a point of the grid, so is not compared
+
+
+def test_the_page_of_the_docs_is_made_from_the_committed_rows():
+    rows, shown = BENCHMARKS / "results" / "trainability.jsonl", BENCHMARKS.parent / "docs" / "trainability.md"
+    made = page(Summary(read_lines(rows)), read_lines(sessions_of(rows)))
+    assert made == shown.read_text(encoding="utf-8"), "run `python -m trainability page`"
 
 
 def test_the_numbers_of_the_page_are_those_of_the_rows():
