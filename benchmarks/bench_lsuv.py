@@ -23,7 +23,7 @@ import peers
 import speed
 import torch
 from rows import Rows, last_run
-from table import markdown
+from table import add_option, markdown, write
 from timing import CLOCK
 
 _OUT = Path(__file__).resolve().parent / "results" / "bench_lsuv.jsonl"
@@ -42,7 +42,7 @@ _QUICK_NETS = {
 def main() -> int:
     options = _options()
     if options.table:
-        return _write_table(options.table)
+        return write(markdown(last_run(options.table)), options.table)
     CLOCK.name = options.clock
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -69,9 +69,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="small networks, two rounds: a test of the benchmark, no figures")
     parser.add_argument("--out", default=_OUT, type=Path, help="file that raw rows are appended to")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last run, write it beside FILE"
-    )
+    add_option(parser)
     options = parser.parse_args()
     if unknown := set(options.sections) - set("abcd"):
         parser.error(f"no such section: {', '.join(sorted(unknown))}; there are a, b, c, d")
@@ -105,13 +103,6 @@ def _nets(section: str, *, quick: bool) -> list[networks.Net]:
     nets = networks.small_size() if quick else networks.full_size()
     names = (_QUICK_NETS if quick else _NETS).get(section)
     return nets if names is None else [net for net in nets if net.name in names.split()]
-
-
-def _write_table(path: Path) -> int:
-    text = markdown(last_run(path))
-    print(text)
-    path.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

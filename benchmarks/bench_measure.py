@@ -32,6 +32,7 @@ from measure_table import markdown
 from networks import Net
 from peak_memory import memory, reset_peak
 from rows import Rows, last_run
+from table import add_option, write
 from timing import CLOCK, interleaved, median_ratio, ratios, timed
 from torch import Tensor, nn
 
@@ -49,10 +50,7 @@ Action = Callable[[], Any]
 def main() -> int:
     options = _options()
     if options.table:
-        text = markdown(last_run(options.table, by=["section", "name"]))
-        print(text)
-        options.table.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-        return 0
+        return write(markdown(last_run(options.table, by=["section", "name"])), options.table)
     torch.set_num_threads(options.threads)
     if options.peak:
         return _print_peak(options)
@@ -80,9 +78,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=_SECTIONS, default=list(_SECTIONS))
     parser.add_argument("--quick", action="store_true", help="small networks: a test of the benchmark, no figures")
     parser.add_argument("--out", default=_OUT, type=Path, help="file that raw rows are appended to")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last runs, write it beside FILE"
-    )
+    add_option(parser)
     parser.add_argument("--peak", metavar="CONTESTANT", help="of one network: do one thing and print the peak of memory")
     return parser.parse_args()
 

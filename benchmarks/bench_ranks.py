@@ -27,7 +27,7 @@ from typing import Any
 import networks
 import torch
 from rows import Row, Rows, last_run
-from table import Cells, table, verdict
+from table import Cells, add_option, grouped, table, verdict, write
 from timing import interleaved, median_ratio, ratios, timed
 from torch import nn
 
@@ -48,15 +48,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="small networks, two rounds: a test of the benchmark, no figures")
     parser.add_argument("--nets", default=",".join(_NETS), type=lambda text: text.split(","), help="which to run")
     parser.add_argument("--out", default=_OUT, type=Path, help="file that raw rows are appended to")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last run, write it beside FILE"
-    )
+    add_option(parser)
     options = parser.parse_args()
     if options.table:
-        text = markdown(last_run(options.table))
-        print(text)
-        options.table.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-        return 0
+        return write(markdown(last_run(options.table)), options.table)
     torch.set_num_threads(1)
     rows = Rows(options.out, 0, quick=options.quick)
     with processes() as pipes:
@@ -188,9 +183,7 @@ def failures(found: Sequence[Sequence[dict[str, Any]]], contestant: str) -> list
 def markdown(rows: Sequence[Row]) -> str:
     """What a run found, as a table, and whether the target is met."""
     row, machine = rows[0], rows[0]["machine"]
-    by: dict[str, dict[str, Row]] = {}
-    for each in rows:
-        by.setdefault(each["name"], {})[each["contestant"]] = each
+    by = dict(grouped(rows))
     lines: list[Cells] = [
         (
             name,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from rows import Row, Rows, last_run
-from table import Cells, header, table, verdict
+from table import Cells, add_option, grouped, header, table, verdict, write
 from timing import median_ratio
 from torch import Tensor
 
@@ -50,15 +50,10 @@ def main() -> int:
     parser.add_argument("--share", default=1.0, type=float, help="of the iterations: less for a test of the benchmark")
     parser.add_argument("--nets", default="*", help="the first words of those to run, *: all")
     parser.add_argument("--out", default=_OUT, type=Path, help="file that raw rows are appended to")
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last run, write it beside FILE"
-    )
+    add_option(parser)
     options = parser.parse_args()
     if options.table:
-        text = markdown(last_run(options.table))
-        print(text)
-        options.table.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-        return 0
+        return write(markdown(last_run(options.table)), options.table)
     rows = Rows(options.out, 0, quick=options.share < 1)
     device = torch.device(options.device)
     for name, (experiment, cell, iterations) in _RUNS.items():
@@ -122,9 +117,7 @@ def bare(run: Training, device: torch.device) -> float:
 
 def markdown(rows: Sequence[Row]) -> str:
     """What a run found, as a table, and whether the target is met."""
-    by: dict[str, dict[str, Row]] = {}
-    for row in rows:
-        by.setdefault(row["name"], {})[row["contestant"]] = row
+    by = dict(grouped(rows))
     speeds = {name: median_ratio(own["bare"]["seconds"], own["train"]["seconds"]) for name, own in by.items()}
     lines: list[Cells] = [
         (

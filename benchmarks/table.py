@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rows import Row
 
 Cells = Sequence[str]
+
+
+def add_option(parser: argparse.ArgumentParser) -> None:
+    """``--table FILE``, which `write` answers."""
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="no run: print the table of FILE's last run, write it beside FILE"
+    )
+
+
+def write(text: str, rows: Path) -> int:
+    """Print the table of a file of rows, and write it beside the file. An exit status."""
+    print(text)
+    rows.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    return 0
 
 
 def markdown(rows: Sequence[Row]) -> str:
