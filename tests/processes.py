@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 _IMPORTED = ["torch", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "goodinit"]
 
 
-SHARDS = pytest.mark.skipif(
+FSDP_RUNS = pytest.mark.skipif(
     not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of this version of torch runs on GPUs alone"
 )
-FSDP = pytest.param("fsdp", marks=SHARDS)
-"""For parametrized tests."""
+"""Marks a test of sharded models."""
+FSDP = pytest.param("fsdp", marks=FSDP_RUNS)
+"""Their form, where a test is parametrized by it."""
 
 
 class Failure(NamedTuple):

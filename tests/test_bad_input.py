@@ -74,7 +74,8 @@ def test_models():
     with pytest.raises(ModelError, match=r"must be a torch.nn.Module; got function"):
         lsuv_(lambda x: x, x)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still what people have
+        for kind in (DeprecationWarning, FutureWarning):  # torch.jit is deprecated, and still what people have
+            warnings.simplefilter("ignore", kind)
         scripted = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.Linear(4, 4)))
     refused(ModelError, "1 is TorchScript, .* before torch.jit.script", scripted, x)
 

@@ -81,4 +81,6 @@ def test_what_keeps_weights_in_a_form_of_its_own():
 
 
 def test_fsdp1(two):
-    two.run(rank_jobs.refusing_fsdp1)
+    for refused in two.outcomes(rank_jobs.fsdp1):
+        assert refused.kind == "ModelError"
+        assert "FullyShardedDataParallel (FSDP1) keeps the weights" in refused.text

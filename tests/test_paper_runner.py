@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import random
@@ -105,7 +106,7 @@ def test_a_table_and_its_rows(place, monkeypatch, tmp_path):
     assert row["command"] == "goodinit reproduce own-5.toml --budget short --seeds 2"
     assert row["device"] == "cpu"
     assert row["machine"]["threads"] == 1
-    assert torch.__version__.startswith(row["versions"]["torch"])  # which may be without "+cpu"
+    assert row["versions"]["torch"] == importlib.metadata.version("torch")
     assert [iteration for iteration, _, _ in row["evaluations"]] == [2, 3, 5]
     assert row["final_accuracy"] == row["evaluations"][-1][1]
     assert row["data"]["train"]["encodings"] == {"PNG": 250}
@@ -146,7 +147,7 @@ def test_another_precision_is_another_run(place, monkeypatch, tmp_path):
 
 def test_killed_at_any_moment_it_ends_with_the_same_weights(place, tmp_path):
     """kill -9, three times, at moments that differ from run to run of this test."""
-    what, only = experiment(place, 24), ["--only", "softmax/lsuv,hinge/he"]
+    what, only = experiment(place, 40), ["--only", "softmax/lsuv,hinge/he"]
     whole = start(place, what, tmp_path / "whole", *only)
     output, _ = whole.communicate(timeout=200)
     assert whole.returncode == 0, output

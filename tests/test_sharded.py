@@ -10,7 +10,7 @@ import torch
 import rank_jobs as jobs
 from goodinit.processes.sharded import Place, added_up, communicates, has_flat_parameters, is_sharded, local, reshard, whole
 from nets import mlp
-from processes import SHARDS, Processes
+from processes import FSDP_RUNS, Processes
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_which_models_need_all_processes(two):
     two.run(jobs.kinds_of_models)
 
 
-@SHARDS
+@FSDP_RUNS
 def test_whole_tensors_are_dropped(two):
     two.run(jobs.gathered_again)
 

@@ -186,6 +186,7 @@ def processes(device: str) -> Iterator[World]:
     try:
         yield World()
     finally:
-        # It joins its threads while it holds Python's lock, which they need to drop their last tensors (pytorch issue 56297).
+        # Destroying a group of gloo's joins its threads under Python's lock, which they need to drop their last tensors (pytorch
+        # issue 56297): until then they have time to.
         time.sleep(0.1)
         dist.destroy_process_group()
