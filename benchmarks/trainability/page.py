@@ -18,6 +18,7 @@ from trainability.summary import (
     AverageRank,
     Standing,
     Summary,
+    at_end,
     average_ranks,
     compared_with,
     critical_difference,
@@ -72,7 +73,7 @@ is made from the committed rows, `benchmarks/results/trainability.jsonl`, by `py
 `make bench-trainability` makes the rows. Why a std of 1 is not all that matters, and what is done about it:
 [beyond unit variance](beyond-unit-variance.md)."""
 
-_PICTURE = "![Error on the test by seconds](figures/trainability-time.png)"
+_PICTURE = "![Error on the test by time](figures/trainability-time.png)"
 _AUTO = (
     "Against the best of the other contestants that leave the network as it is (so neither other settings of `lsuv_` nor blocks "
 )
@@ -81,11 +82,14 @@ _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
 _SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
 _STEPS = (
-    "At the learning rate that ends best with the first seed, and the better solver, mean over seeds; bold: the least of the "
-    "unassisted. Classifiers: share of "
+    "At the solver and learning rate that end best with the first seed, mean over seeds; bold: the least of the unassisted. "
+    "Classifiers: share of errors; regressions: share of the variance left; text: nats a letter."
 )
-_STEPS += "errors; regressions: share of the variance left; text: nats a letter."
-_TIME = "After the time that half of the steps take, the initialization's included, at the best learning rate."
+_TIME = (
+    "After the time that half of the steps take the network as it is, the initialization's included, at the same solver and "
+    "learning rate. Initialization is counted in training steps of its own run, and a step of another network (`normalized`) in "
+    "steps of the network as it is, so that the machines of the rows need not be alike."
+)
 
 
 def _coverage(summary: Summary) -> str:
@@ -218,7 +222,7 @@ def _options(summary: Summary) -> str:
             continue
         if points := summary.points(task, have):
             seeds = summary.seeds(task, have)
-            errors = {n: summary.cells[task.name, n].at_end(points, seeds)[1] for n in have}
+            errors = {n: summary.cells[task.name, n].mean(points, seeds, at_end) for n in have}
             least = min(errors.values())
             cells = [("**%s**" if errors[n] == least else "%s") % _three(errors[n]) if n in errors else "·" for n in names]
             lines.append([f"{task.name} ({len(points)})", *cells])
@@ -237,14 +241,14 @@ def _costs(summary: Summary) -> str:
         cells = []
         for name in names:
             cell = summary.cells.get((task.name, name))
-            step = None if cell is None else cell.step_seconds()
-            if cell is None or step is None:
+            steps = None if cell is None else cell.init_steps()
+            if cell is None or steps is None:
                 cells.append("·")
                 continue
-            share = cell.init_seconds() / (step * task.steps)
-            cells.append(f"{cell.init_seconds():.3f} s, {cell.init_seconds() / step:.0f} steps, {share:.1%}")
+            share = steps / task.steps
+            cells.append(f"{cell.init_seconds():.3f} s, {steps:.1f} steps, {share:.1%}")
             if name == _OURS:
-                long.append((cell.init_seconds() / step, share, task.name))
+                long.append((steps, share, task.name))
         if any(cell != "·" for cell in cells):
             lines.append([task.name, *cells])
     if not lines:
@@ -259,7 +263,7 @@ def _costs(summary: Summary) -> str:
         )
     return (
         "## What it costs\n\nSeconds of initialization, how many training steps they would have bought, and as a share of the "
-        f"whole run.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
+        f"whole run: medians over the runs.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
     )
 
 
@@ -281,10 +285,10 @@ def _protocol(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
     return (
         "## Protocol\n\n"
         f"Every contestant gets the same batches, steps and grid of learning rates ({grid}; SGD with momentum 0.9; no schedule, "
-        "no weight decay but AdamW's own). The grid is run with one seed, and the best point of each solver with "
-        f"{SEEDS - 1} more: errors are means over the seeds. Nothing is stopped early; a run that fails or diverges is a row and "
-        f"counts as untrained: here {failed} initializations failed and {broken} runs diverged. The learning rate is chosen by "
-        "the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
+        "no weight decay but AdamW's own). The grid is run with one seed, and its best point with "
+        f"{SEEDS - 1} more: errors are means over the seeds. Nothing is stopped early. A run that fails or diverges is a row "
+        f"({failed} initializations failed, {broken} runs diverged) and counts as untrained, with the error before training; so "
+        "does whatever ends with a larger error than that. The learning rate is chosen by the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
         f"Seconds are processor seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"
         + (f"; load while it ran {min(loads):g} to {max(loads):g}" if loads else "")
         + ". Text: Genesis in the King James Version, public domain, from Debian's bible-kjv-text.\n\n"

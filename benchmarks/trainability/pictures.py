@@ -8,14 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from trainability.summary import Summary
+from trainability.summary import Standing, Summary, course
 
 _LINES = ("default", "he", "orthonormal", "lsuv", "lsuv-auto", "normalized")
 _COLOURS = dict(zip(_LINES, ("#999999", "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#009e73"), strict=True))
 
 
 def write_figures(summary: Summary, folder: Path) -> None:
-    """Error by seconds, the initialization's included; one panel a task."""
+    """Error by time, the initialization's included; one panel a task."""
     tasks = summary.tasks
     if not tasks:
         return
@@ -26,23 +26,26 @@ def write_figures(summary: Summary, folder: Path) -> None:
         axis = figure.add_subplot(rows, columns, i + 1)
         for standing in summary.standings[task.name]:
             if standing.contestant in _LINES:
-                _curve(axis, summary, task.name, standing.contestant, standing.point)
+                _curve(axis, summary, standing)
         axis.set_title(task.name, fontsize=9)
         axis.tick_params(labelsize=7)
         untaught = summary.cells[task.name, summary.standings[task.name][0].contestant].untaught
         axis.set_ylim(0, 1.1 * untaught)
     handles = [Line2D([], [], color=_COLOURS[name], label=name) for name in _LINES]
     figure.legend(handles=handles, loc="outside upper center", ncols=len(_LINES), frameon=False)
-    figure.supxlabel("seconds, initialization included", fontsize=9)
+    figure.supxlabel("time in training steps of the network as it is, initialization included", fontsize=9)
     figure.supylabel("error on the test", fontsize=9)
     save(figure, folder / "trainability-time.png")
 
 
-def _curve(axis: Any, summary: Summary, task: str, name: str, point: tuple[str, float]) -> None:
-    rows = [row for row in summary.cells[task, name].points[point].values() if row.get("checkpoints")]
+def _curve(axis: Any, summary: Summary, standing: Standing) -> None:
+    cost = summary.step_cost(standing.task, standing.contestant)
+    rows = [
+        r for r in summary.cells[standing.task.name, standing.contestant].ended if (r["optimizer"], r["lr"]) == standing.point
+    ]
     for row in rows:
-        marks = [(row["init_seconds"] + t, error) for _, t, _, error in row["checkpoints"] if error is not None]
-        axis.plot(*zip(*marks, strict=True), color=_COLOURS[name], linewidth=1.3, alpha=1 / len(rows) ** 0.5)
+        marks = [(time, error) for time, error in course(row, cost) if error is not None]
+        axis.plot(*zip(*marks, strict=True), color=_COLOURS[standing.contestant], linewidth=1.3, alpha=1 / len(rows) ** 0.5)
 
 
 def save(figure: Figure, path: Path) -> None:

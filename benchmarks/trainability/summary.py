@@ -7,12 +7,12 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
 from trainability.contestants import CONTESTANTS
-from trainability.protocol import Point, Run, best_points
+from trainability.protocol import Point, Run, best_point
 from trainability.runner import finished
 from trainability.tasks import TASKS, Task
 
@@ -20,6 +20,7 @@ Row = Mapping[str, Any]
 _DRAWS = 2000
 # Errors nearer than this share of the error of knowing nothing are a tie.
 TIE = 0.02
+_ENDED = ("trained", "untrained")
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Cell:
 
     rows: tuple[Row, ...]
     untaught: float
-    """The task's error before training: the median over all rows. A run that diverged counts as this, if it is not worse."""
+    """The task's error before training: the median over all rows. A run that failed, diverged or ended worse counts as this."""
 
     @cached_property
     def points(self) -> dict[Point, dict[int, Row]]:
@@ -43,61 +44,70 @@ class Cell:
         """Points that were run with the first seed."""
         return {point for point, rows in self.points.items() if 0 in rows}
 
-    def chosen(self, points: Iterable[Point]) -> list[Point]:
-        """Of each solver, the best of these points by the first seed."""
-        return best_points(self.points[point][0] for point in points)
+    def chosen(self, points: Iterable[Point]) -> Point:
+        """The best of these points by the first seed."""
+        return best_point(self.points[point][0] for point in points)
 
     def seeds(self, points: Iterable[Point]) -> set[int]:
-        """With which all the chosen ones of these points were run."""
-        return set.intersection(*(set(self.points[point]) for point in self.chosen(points)))
+        """With which the chosen one of these points was run."""
+        return set(self.points[self.chosen(points)])
 
-    def at_end(self, points: Iterable[Point], seeds: Iterable[int]) -> tuple[Point, float]:
-        """The chosen point with the smaller error after all steps, mean over seeds, and this error."""
-        return self._least(points, seeds, lambda row: _number(row["checkpoints"][-1][3], self.untaught))
+    def mean(self, points: Iterable[Point], seeds: Iterable[int], error: Callable[[Row, float], float]) -> float:
+        """Of an error of a row, at the chosen point over seeds. What failed counts as `untaught`, which ``error`` gets too."""
+        rows = [self.points[self.chosen(points)][seed] for seed in seeds]
+        return statistics.mean(error(row, self.untaught) if row["status"] in _ENDED else self.untaught for row in rows)
 
-    def best(self, points: Iterable[Point], seeds: Iterable[int]) -> float:
-        """The smallest error on the way."""
-        return self._least(points, seeds, lambda row: min(_number(c[3], self.untaught) for c in row["checkpoints"]))[1]
+    @property
+    def ended(self) -> list[Row]:
+        """Rows of runs that came to their end."""
+        return [row for row in self.rows if row["status"] in _ENDED]
 
-    def at_time(self, points: Iterable[Point], seeds: Iterable[int], seconds: float) -> float:
-        """The smallest error after so many seconds, initialization included."""
-        return self._least(points, seeds, lambda row: _error_at(row, seconds, self.untaught))[1]
-
-    def _least(self, points: Iterable[Point], seeds: Iterable[int], error: Callable[[Row], float]) -> tuple[Point, float]:
-        seeds = list(seeds)
-
-        def mean(point: Point) -> float:
-            return statistics.mean(
-                self.untaught if row["status"] in ("diverged", "init-failed") else error(row)
-                for row in (self.points[point][seed] for seed in seeds)
-            )
-
-        values = {point: mean(point) for point in self.chosen(points)}
-        least = min(values, key=lambda point: values[point])
-        return least, values[least]
+    def init_steps(self) -> float | None:
+        """What initialization costs, in training steps, each row's own: median."""
+        costs = [row["init_seconds"] / step_seconds(row) for row in self.ended]
+        return statistics.median(costs) if costs else None
 
     def init_seconds(self) -> float:
-        """Median."""
+        """Median, of whatever machines."""
         return statistics.median(float(row["init_seconds"]) for row in self.rows)
 
-    def step_seconds(self) -> float | None:
-        """Median over runs that were not broken off."""
-        seconds = [row["train_seconds"] / row["steps"] for row in self.rows if row["status"] in ("trained", "untrained")]
-        return statistics.median(seconds) if seconds else None
+
+def step_seconds(row: Row) -> float:
+    """Of a training step, on the machine that made the row."""
+    return float(row["train_seconds"] / row["steps"])
 
 
-def _number(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None or not math.isfinite(value) else value
+def at_end(row: Row, untaught: float) -> float:
+    """The error after the last step."""
+    return _learned(row["checkpoints"][-1][3], untaught)
 
 
-def _error_at(row: Row, seconds: float, untaught: float) -> float:
-    """Between checkpoints on the line that joins them."""
-    marks = [(row["init_seconds"] + t, _number(error, untaught)) for _, t, _, error in row["checkpoints"]]
-    if seconds <= marks[0][0]:
+def on_the_way(row: Row, untaught: float) -> float:
+    """The smallest error of all checkpoints."""
+    return min(_learned(error, untaught) for *_, error in row["checkpoints"])
+
+
+def course(row: Row, cost: float = 1.0) -> list[tuple[float, float | None]]:
+    """Time and error of each checkpoint. Time, initialization included, is counted in training steps of the network as it is.
+
+    All rows have the same number of these, whatever the machine was; ``cost``: of a step of another network, in this unit.
+    """
+    step = step_seconds(row)
+    return [(cost * (row["init_seconds"] + seconds) / step, error) for _, seconds, _, error in row["checkpoints"]]
+
+
+def _learned(error: float | None, untaught: float) -> float:
+    return untaught if error is None or not math.isfinite(error) else min(error, untaught)
+
+
+def at_time(row: Row, untaught: float, *, limit: float, cost: float) -> float:
+    """The error after the time ``limit`` of `course`; between checkpoints on the line that joins them."""
+    marks = [(time, _learned(error, untaught)) for time, error in course(row, cost)]
+    if limit <= marks[0][0]:
         return untaught
     for (a, low), (b, high) in pairwise(marks):
-        if seconds <= b:
-            return low + (high - low) * (seconds - a) / (b - a) if b > a else high
+        if limit <= b:
+            return low + (high - low) * (limit - a) / (b - a) if b > a else high
     return marks[-1][1]
 
 
@@ -112,8 +122,6 @@ class Standing:
     best: float
     at_time: float
     share: float
-    init_seconds: float
-    step_seconds: float | None
     trains: bool
 
 
@@ -129,7 +137,7 @@ class Summary:
 
     def _untaught(self, task: str) -> float:
         first = [row["checkpoints"][0][3] for row in self.rows if row["task"] == task and row.get("checkpoints")]
-        known = sorted(_number(error, math.inf) for error in first)
+        known = sorted(_learned(error, math.inf) for error in first)
         return known[len(known) // 2] if known else math.inf
 
     @cached_property
@@ -161,34 +169,36 @@ class Summary:
         return {task.name: self._of(task) for task in self.tasks}
 
     def _of(self, task: Task) -> list[Standing]:
-        points, names = self.points(task), self.compared(task)
-        seeds, limit = self.seeds(task), self.time_limit(task)
+        points, names, seeds = self.points(task), self.compared(task), self.seeds(task)
         found = []
         for name in names:
             cell = self.cells[task.name, name]
-            point, error = cell.at_end(points, seeds)
             common = [cell.points[p][0] for p in points]
-            best = cell.best(points, seeds)
-            found.append(
-                Standing(
-                    task,
-                    name,
-                    point,
-                    error,
-                    best,
-                    cell.at_time(points, seeds, limit),
-                    sum(row["status"] == "trained" for row in common) / len(common),
-                    cell.init_seconds(),
-                    cell.step_seconds(),
-                    best < task.trained,
-                )
-            )
+            best = cell.mean(points, seeds, on_the_way)
+            timed = partial(at_time, limit=task.steps / 2, cost=self.step_cost(task, name))
+            share = sum(row["status"] == "trained" for row in common) / len(common)
+            error, later = cell.mean(points, seeds, at_end), cell.mean(points, seeds, timed)
+            found.append(Standing(task, name, cell.chosen(points), error, best, later, share, best < task.trained))
         return sorted(found, key=lambda s: s.error)
 
-    def time_limit(self, task: Task) -> float:
-        """Seconds of the comparison at equal time: half of what a training takes, the median over all that came to their end."""
-        ended = [r for n in self.compared(task) for r in self.cells[task.name, n].rows if r["status"] in ("trained", "untrained")]
-        return statistics.median(float(row["train_seconds"]) for row in ended) / 2 if ended else 0.0
+    def step_cost(self, task: Task, name: str) -> float:
+        """Of a training step of a contestant's network, in steps of the network as it is, both measured on the same days."""
+        if not CONTESTANTS[name].variant:
+            return 1.0
+        own, plain = (
+            self._step_seconds(task, [name]),
+            self._step_seconds(task, [n for n, c in CONTESTANTS.items() if not c.variant]),
+        )
+        ratios = [statistics.median(own[day]) / statistics.median(plain[day]) for day in own.keys() & plain.keys()]
+        return statistics.median(ratios) if ratios else 1.0
+
+    def _step_seconds(self, task: Task, names: Iterable[str]) -> dict[str, list[float]]:
+        """By day: the next day's machine may be another."""
+        days: dict[str, list[float]] = {}
+        for name in names:
+            for row in self.cells[task.name, name].ended if (task.name, name) in self.cells else ():
+                days.setdefault(row["date"][:10], []).append(step_seconds(row))
+        return days
 
     def ranks(self, names: Sequence[str], value: str = "error") -> dict[str, dict[str, float]]:
         """By task and contestant: the place among ``names``, ties sharing theirs; only tasks that have all of them."""
