@@ -288,7 +288,8 @@ def _protocol(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
         "no weight decay but AdamW's own). The grid is run with one seed, and its best point with "
         f"{SEEDS - 1} more: errors are means over the seeds. Nothing is stopped early. A run that fails or diverges is a row "
         f"({failed} initializations failed, {broken} runs diverged) and counts as untrained, with the error before training; so "
-        "does whatever ends with a larger error than that. The learning rate is chosen by the error on the test set, for all contestants alike: this compares how networks train, not how they would generalize. "
+        "does whatever ends with a larger error than that. The learning rate is chosen by the error on the test set, for all "
+        "contestants alike: this compares how networks train, not how they would generalize. "
         f"Seconds are processor seconds of one thread. Machines: {'; '.join(sorted(machines)) or 'none'}"
         + (f"; load while it ran {min(loads):g} to {max(loads):g}" if loads else "")
         + ". Text: Genesis in the King James Version, public domain, from Debian's bible-kjv-text.\n\n"
