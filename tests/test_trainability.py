@@ -53,7 +53,7 @@ def test_all_other_tasks_train_for_some_steps(name):
 def test_contestants_start_a_network_or_do_not_apply(name):
     if name in ("lsuv-package", "anyinit", "anyinit-empirical"):
         pytest.importorskip(name.partition("-")[0])
-    other = {"authors": "siren", "lsuv-branches": "gpt"}
+    other = {"authors": "siren", "lsuv-branches": "gpt", "lsuv-after": "mlp30-relu"}
     contestant, task = CONTESTANTS[name], TASKS[other.get(name, "mlp30-tanh")]
     if not contestant.applies(task):
         assert name in ("fixup", "skipinit")
@@ -70,6 +70,19 @@ def test_blocks_with_an_initialization_of_their_own_begin_as_they_should():
         stem = net[0](x)
         with torch.no_grad():
             assert torch.equal(net[1](stem), stem)  # every branch begins at 0
+
+
+def test_the_std_after_the_non_linearity_can_be_asked_for():
+    task = TASKS["tabular"]
+    net, batch = task.make(), batches(task, 0)
+    CONTESTANTS["lsuv-after"].call(net, task, batch)
+    x, after = batch(0)[0], []
+    with torch.no_grad():
+        for layer in net:
+            x = layer(x)
+            after += [x.std(correction=0).item()] if isinstance(layer, torch.nn.GELU) else []
+    assert after == pytest.approx([1] * 7, rel=1e-4)
+    assert x.std(correction=0).item() == pytest.approx(1, rel=1e-4)
 
 
 def test_everybody_gets_the_same_batches_and_other_seeds_others():

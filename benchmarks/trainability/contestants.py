@@ -41,7 +41,7 @@ class Contestant:
         """Whether the task has what it needs."""
         if self.variant:
             return task.norm is not None if self.variant == "norm" else self.variant in task.others
-        needs = {"authors": task.own is not None, "lsuv-branches": bool(task.branches)}
+        needs = {"authors": task.own is not None, "lsuv-branches": bool(task.branches), "lsuv-after": task.unbounded}
         return needs.get(self.name, True)
 
     def network(self, task: Task) -> nn.Module:
@@ -80,6 +80,30 @@ def _lsuv_head(model: nn.Module, _task: Task, batch: Batch) -> Report:
 def _lsuv_branches(model: nn.Module, task: Task, batch: Batch) -> Report:
     ends = [name for name, _ in model.named_modules() if any(fnmatchcase(name, pattern) for pattern in task.branches)]
     return lsuv_(model, batch(0)[0], target_std=dict.fromkeys(ends, len(ends) ** -0.5))
+
+
+@torch.no_grad()
+def _lsuv_after(model: nn.Module, task: Task, batch: Batch) -> None:
+    init_(model, "orthonormal", nonlinearity=task.nonlinearity)
+    x, layers = batch(0)[0], list(model.children())
+    for layer, following in zip(layers, [*layers[1:], nn.Identity()], strict=True):
+        x = layer(x)
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            factor = _factor(x, following)
+            layer.weight.mul_(factor)
+            x = x * factor  # biases are 0
+
+
+def _factor(x: Tensor, nonlinearity: nn.Module) -> float:
+    """Of ``x``, with which the std after a non-linearity is 1: by halving an interval, in powers of ten."""
+    low, high = -6.0, 6.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        if nonlinearity(10**middle * x).std(correction=0) < 1:
+            low = middle
+        else:
+            high = middle
+    return float(10**high)
 
 
 def _lsuv_package(model: nn.Module, _task: Task, batch: Batch) -> None:
@@ -130,6 +154,7 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("lsuv-samples", 'lsuv_(…, variance="samples")', _lsuv(variance="samples")),
         Contestant("lsuv-channels", 'lsuv_(…, variance="channels", center=True)', _lsuv(variance="channels", center=True)),
         Contestant("lsuv-head", "lsuv_, the last layer's target 0.1", _lsuv_head),
+        Contestant("lsuv-after", "the std 1 after the non-linearity, not before it; orthonormal weights", _lsuv_after),
         Contestant("lsuv-branches", "lsuv_, the target of branches' ends 1 / sqrt(how many there are)", _lsuv_branches),
         Contestant("lsuv-package", "the package lsuv 0.3.0", _lsuv_package),
         Contestant("anyinit", "the package anyinit 0.4.0, analytic", _anyinit("analytic")),

@@ -58,6 +58,7 @@ def page(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
         _grid(summary, "share", "Which train at all", _SHARE, lambda s: f"{100 * s.share:.0f}"),
         _grid(summary, "error", "Errors after equal steps", _STEPS, _value),
         _PICTURE,
+        _grid(summary, "best", "Best errors", _BEST, lambda s: _three(s.best)),
         _grid(summary, "at_time", "Errors after equal time", _TIME, lambda s: _three(s.at_time)),
         _options(summary),
         _costs(summary),
@@ -85,6 +86,7 @@ _STEPS = (
     "At the solver and learning rate that end best with the first seed, mean over seeds; bold: the least of the unassisted. "
     "Classifiers: share of errors; regressions: share of the variance left; text: nats a letter."
 )
+_BEST = "The smallest on the way, at the same solver and learning rate: more than the above where a training turned bad again."
 _TIME = (
     "After the time that half of the steps take the network as it is, the initialization's included, at the same solver and "
     "learning rate. Initialization is counted in training steps of its own run, and a step of another network (`normalized`) in "

@@ -72,6 +72,8 @@ class Task:
     """Patterns of the layers at the ends of residual branches."""
     normalized: bool = False
     """Whether it has normalization layers as it is."""
+    unbounded: bool = False
+    """Whether it is a chain of layers with non-linearities whose output can have any std."""
 
 
 _CIFAR = partial(sets.images, "cifar10", 6000, 1000)
@@ -94,7 +96,16 @@ def _deep(depth: int, name: str, activation: nets.Activation, steps: int) -> Tas
     known: Nonlinearity = "tanh" if name == "tanh" else "relu"
     about = f"perceptron of {depth} layers of 64 units, {name}, on scikit-learn's digits"
     return Task(
-        f"mlp{depth}-{name.lower()}", f"deep perceptrons, {name}", about, make, sets.digits, steps, 0.5, norm, nonlinearity=known
+        f"mlp{depth}-{name.lower()}",
+        f"deep perceptrons, {name}",
+        about,
+        make,
+        sets.digits,
+        steps,
+        0.5,
+        norm,
+        nonlinearity=known,
+        unbounded=name != "tanh",
     )
 
 
@@ -112,13 +123,14 @@ def _fitnet(activation: str) -> Task:
         norm,
         nonlinearity=saturating.get(activation, "relu"),
         batch=32,
+        unbounded=activation not in saturating,
     )
 
 
 def _plain(depth: int, steps: int) -> Task:
     make, norm = (partial(nets.plain_convolutions, depth, 16, nn.ReLU, norm) for norm in (None, nn.BatchNorm2d))
     about = f"{depth} plain layers of 16 channels, ReLU, on CIFAR-10"
-    return Task(f"cnn{depth}-relu", "deep plain CNNs, ReLU", about, make, _CIFAR, steps, 0.8, norm, batch=32)
+    return Task(f"cnn{depth}-relu", "deep plain CNNs, ReLU", about, make, _CIFAR, steps, 0.8, norm, batch=32, unbounded=True)
 
 
 _RESIDUAL = partial(nets.residual, 12, 16)
@@ -263,6 +275,7 @@ TASKS: dict[str, Task] = {
             loss=squares,
             error=variance_left,
             unit="variance left",
+            unbounded=True,
         ),
         Task(
             "cancer",
@@ -273,6 +286,7 @@ TASKS: dict[str, Task] = {
             300,
             0.2,
             partial(nets.perceptron, 4, 32, 30, 2, nn.ReLU, nn.BatchNorm1d),
+            unbounded=True,
         ),
         Task(
             "binary",
