@@ -78,7 +78,7 @@ def test_the_std_after_the_non_linearity_can_be_asked_for():
     CONTESTANTS["lsuv-after"].call(net, task, batch)
     x, after = batch(0)[0], []
     with torch.no_grad():
-        for layer in net:
+        for layer in net.children():
             x = layer(x)
             after += [x.std(correction=0).item()] if isinstance(layer, torch.nn.GELU) else []
     assert after == pytest.approx([1] * 7, rel=1e-4)
