@@ -8,6 +8,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 from goodinit.errors import OptionError, did_you_mean
@@ -338,13 +339,20 @@ _TYPE_NAMES = {type(None): "nothing", tuple: "list of int"}
 
 def _check_types(run: Settings) -> None:
     """Values are of the types that the fields are declared with; whole numbers will do for fractions."""
-    hints = typing.get_type_hints(type(run))
-    for field in fields(run):
-        value, declared = getattr(run, field.name), hints[field.name]
-        allowed = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
-        allowed = tuple(typing.get_origin(kind) or kind for kind in allowed)
+    kind: type[Any] = type(run)
+    for name, allowed in _allowed(kind).items():
+        value = getattr(run, name)
         fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
         fits = fits and not (isinstance(value, tuple) and any(type(item) is not int for item in value))
         if not fits or (isinstance(value, bool) and bool not in allowed):
             wanted = " or ".join(_TYPE_NAMES.get(kind, kind.__name__) for kind in allowed)
-            raise OptionError(f"{field.name} must be {wanted}; got {value!r}")
+            raise OptionError(f"{name} must be {wanted}; got {value!r}")
+
+
+@cache  # reading annotations takes milliseconds, and a page of all experiments makes thousands of settings
+def _allowed(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+    """The types that each field may have."""
+    hints = typing.get_type_hints(kind)
+    declared = {field.name: hints[field.name] for field in fields(kind)}
+    choices = {name: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,) for name, hint in declared.items()}
+    return {name: tuple(typing.get_origin(each) or each for each in some) for name, some in choices.items()}
