@@ -339,8 +339,7 @@ _TYPE_NAMES = {type(None): "nothing", tuple: "list of int"}
 
 def _check_types(run: Settings) -> None:
     """Values are of the types that the fields are declared with; whole numbers will do for fractions."""
-    kind: type[Any] = type(run)
-    for name, allowed in _allowed(kind).items():
+    for name, allowed in _allowed(type(run)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(run, name)
         fits = isinstance(value, allowed) or (float in allowed and isinstance(value, int))
         fits = fits and not (isinstance(value, tuple) and any(type(item) is not int for item in value))
@@ -350,7 +349,7 @@ def _check_types(run: Settings) -> None:
 
 
 @cache  # reading annotations takes milliseconds, and a page of all experiments makes thousands of settings
-def _allowed(kind: type[Any]) -> dict[str, tuple[type, ...]]:
+def _allowed(kind: type[Settings]) -> dict[str, tuple[type, ...]]:
     """The types that each field may have."""
     hints = typing.get_type_hints(kind)
     declared = {field.name: hints[field.name] for field in fields(kind)}
