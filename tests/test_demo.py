@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -315,8 +316,18 @@ def test_one_thread_runs_and_their_number_ends_as_it_was():
     assert counts == [1, 1, 2]
 
 
-def test_thirty_layers_start_to_train_only_from_lsuv():
-    result = run_demo(Setting(steps=60))
+@pytest.fixture(scope="module")
+def told_and_found():
+    """What the story prints of thirty layers and sixty steps, and the result."""
+    story, told = Story(), io.StringIO()
+    with contextlib.redirect_stdout(told):
+        result = run_demo(Setting(steps=60, depth=30), story)
+        story.ending(result, Path("here.png"))
+    return told.getvalue(), result
+
+
+def test_thirty_layers_start_to_train_only_from_lsuv(told_and_found):
+    _, result = told_and_found
     assert result.default.final_loss == pytest.approx(math.log(10), abs=0.05)
     assert result.lsuv.final_loss < 1.5
     assert result.lsuv.test_accuracy > result.default.test_accuracy + 0.3
@@ -361,23 +372,19 @@ def test_missing_packages(monkeypatch, data, package):
 # What is shown.
 
 
-def test_the_story_tells_what_was_measured(capsys):
-    setting = Setting(steps=40, depth=30)
-    story = Story()
-    result = run_demo(setting, story)
-    story.ending(result, Path("here.png"))
-    told = capsys.readouterr().out
+def test_the_story_tells_what_was_measured(told_and_found):
+    told, result = told_and_found
     assert "30 tanh convolutions of 16 channels and a linear layer: 77,690 parameters" in told
-    assert "learning rate 0.01, momentum 0.9;\n            40 steps of 64 images" in told
+    assert "learning rate 0.01, momentum 0.9;\n            60 steps of 64 images" in told
     last = result.default.signals[-1]
     assert f"  head    {last.std:>8.2g}{last.sample_std:>22.2g}" in told
     assert "whatever the image, the network gives the same answer" in told.partition("2. LSUV")[0]
     assert "whatever the image" not in told.partition("2. LSUV")[2]
     assert str(result.lsuv.report) in told
-    for step in (1, 10, 20, 30, 40):
+    for step in (1, 15, 30, 45, 60):
         for run in (result.default, result.lsuv):
-            assert f"  step {step:>4} of 40: loss {run.losses[step - 1]:.3f}\n" in told
-    assert told.count(" of 40: loss ") == 10
+            assert f"  step {step:>4} of 60: loss {run.losses[step - 1]:.3f}\n" in told
+    assert told.count(" of 60: loss ") == 10
     assert told.count("nothing was learned.") == told.count("it trains.") == 1
     for run in (result.default, result.lsuv):
         assert f"training {run.train_accuracy:.1%}, test {run.test_accuracy:.1%}: " in told

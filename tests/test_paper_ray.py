@@ -15,7 +15,10 @@ import pytest
 pytest.importorskip("ray")
 pytest.importorskip("datasets")
 
+from typer.testing import CliRunner
+
 from goodinit import OptionError
+from goodinit.cli import app
 from goodinit.paper import launch_ray
 from goodinit.paper.launch_ray import on_ray
 from image_sets import write_set
@@ -43,13 +46,15 @@ def place(tmp_path_factory):
     return folder
 
 
-def start(place, iterations, results, *more):
+def arguments(place, iterations, results, *more):
     path = place / f"own-{iterations}.toml"
     path.write_text(EXPERIMENT.replace("ITERATIONS", str(iterations)))
-    command = [
-        sys.executable, "-m", "goodinit", "reproduce", str(path), "--data-dir", str(place / "data"), "--results", str(results),
-        "--threads", "1", "--save-every", "0", *more,
-    ]  # fmt: skip
+    words = ["reproduce", path, "--data-dir", place / "data", "--results", results, "--threads", "1", "--save-every", "0", *more]
+    return list(map(str, words))
+
+
+def start(place, iterations, results, *more):
+    command = [sys.executable, "-m", "goodinit", *arguments(place, iterations, results, *more)]
     own = {"GOODINIT_CACHE": str(place / "cache"), "HF_DATASETS_CACHE": str(place / "arrow"), "RAY_worker_niceness": "0"}
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **own}, cwd=place
@@ -190,6 +195,5 @@ def test_no_cluster(monkeypatch, address, place):
     ],
 )
 def test_options(place, tmp_path, more, message):
-    process = start(place, 5, tmp_path / "r", *more)
-    output = output_of(process)
-    assert (process.returncode, message in output) == (2, True), output
+    done = CliRunner().invoke(app, arguments(place, 5, tmp_path / "r", *more))
+    assert (done.exit_code, message in done.output) == (2, True), done.output
