@@ -33,7 +33,7 @@ _NETS = {
     "d": "mlp-100 plain-cnn-50 gpt2-like resnet50-like inception-like caffenet vgg16",
 }
 _QUICK_NETS = {
-    "a": "mlp-10 mlp-100 mlp-1000 plain-cnn-50 gpt2-like resnet18-like inception-like caffenet",
+    "a": "mlp-10 mlp-100 plain-cnn-50 gpt2-like resnet18-like inception-like caffenet",
     "b": "mlp-10 mlp-1000 gpt2-like resnet18-like",
     "d": "caffenet",
 }
