@@ -15,7 +15,7 @@ pytest.importorskip("datasets")
 
 from image_sets import write_set
 
-# Trains, in every process, and keeps the weights and the evaluations that the first one has.
+# Trains in every process, once for each change of the settings, and keeps the weights and the evaluations that the first has.
 SCRIPT = """
 import os, sys
 from pathlib import Path
@@ -30,7 +30,8 @@ from goodinit.paper.world import processes
 torch.set_num_threads(1)
 if "NO_DROPOUT" in os.environ:
     torch.nn.Dropout.forward = lambda self, x: x
-out, data, changes = Path(sys.argv[1]), Path(sys.argv[2]), eval(sys.argv[3])
+out, data = Path(sys.argv[1]), Path(sys.argv[2])
+changes = eval(sys.argv[3])
 settings = dict(data="mnist", network="mlp", depth=4, activation="tanh", pixels="standardized", batch=32, iterations=20,
                 evaluations=4, init_batch=32, test_images=45)
 class Wait(Observer):
@@ -38,21 +39,21 @@ class Wait(Observer):
         if "WAIT" in os.environ and progress.iteration == 7:
             (out.parent / "waiting").write_text(str(os.getpid()))
             import time; time.sleep(100)
-def trained(change, data):
-    run = Training(**{**settings, **change})
-    return train(run, load("mnist", data), device=torch.device("cpu"), observers=[Wait()],
-                 checkpoint=Checkpoint(out.with_suffix(".ckpt"), run, seconds=0))
+results = []
 with processes("cpu") as world:
-    if isinstance(changes, dict):
-        outcome = trained(changes, data)
-        if world.first:
-            torch.save((dict(outcome.weights), [(e.iteration, e.accuracy, e.loss) for e in outcome.evaluations]), out)
-    else:  # what is to be refused: settings, and where the images are
-        for change, folder in changes:
-            try:
-                trained(change, Path(folder))
-            except GoodinitError as error:
-                print(f"refused by {world.rank}: {type(error).__name__}: {error}\\n", end="", flush=True)
+    for i, change in enumerate(changes):
+        change = dict(change)
+        folder = Path(change.pop("folder", data))
+        run = Training(**{**settings, **change})
+        try:
+            outcome = train(run, load("mnist", folder), device=torch.device("cpu"), observers=[Wait()],
+                            checkpoint=Checkpoint(out.with_suffix(f".{i}"), run, seconds=0))
+        except GoodinitError as error:
+            print(f"refused by {world.rank}: {type(error).__name__}: {error}\\n", end="", flush=True)
+        else:
+            results.append((dict(outcome.weights), [(e.iteration, e.accuracy, e.loss) for e in outcome.evaluations]))
+    if world.first:
+        torch.save(results, out)
 """
 
 
@@ -74,8 +75,8 @@ def torchrun(processes, *words):
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, words)]
 
 
-def start(place, out, processes, change="{}", **more):
-    command = torchrun(processes, place / "script.py", out, place / "data", change)
+def start(place, out, processes, changes, **more):
+    command = torchrun(processes, place / "script.py", out, place / "data", changes)
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -91,8 +92,8 @@ def finished(process):
     return output
 
 
-def same(a, b, rtol=1e-5, atol=1e-6):
-    (weights, evaluations), (others, other_evaluations) = torch.load(a), torch.load(b)
+def same(ours, theirs, rtol=1e-5, atol=1e-6):
+    (weights, evaluations), (others, other_evaluations) = ours, theirs
     for name, value in weights.items():
         assert torch.allclose(value, others[name], rtol=rtol, atol=atol), name
     for (i, accuracy, loss), (j, other_accuracy, other_loss) in zip(evaluations, other_evaluations, strict=True):
@@ -100,28 +101,46 @@ def same(a, b, rtol=1e-5, atol=1e-6):
         assert loss == pytest.approx(other_loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_train_as_one(place, tmp_path, processes):
-    one, several = start(place, tmp_path / "one", 1), start(place, tmp_path / "several", processes)
-    finished(one), finished(several)
-    same(tmp_path / "one", tmp_path / "several")
-
-
-# Where max poolings choose between values that are nearly equal rounding errors grow from step to step.
-BATCH_NORMALIZED = [("before", "mlp", 8, 1e-4), pytest.param("after", "fitnet-mnist", 2, 1e-3, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize(("norm", "network", "iterations", "tolerance"), BATCH_NORMALIZED)
-def test_batch_normalization_sees_the_images_of_all_processes(place, tmp_path, norm, network, iterations, tolerance):
-    """As in one process: in training, in LSUV, in the running statistics that the tests of the network use."""
-    depth = 4 if network == "mlp" else 0
-    change = {"norm": norm, "network": network, "depth": depth, "iterations": iterations, "evaluations": 2}
+def trained(place, folder, changes, processes):
+    """By one process, and by several: pairs of what they end with."""
     # Dropout differs between processes, and is not what is asked here.
-    one, two = (start(place, tmp_path / str(n), n, repr(change), NO_DROPOUT="1") for n in (1, 2))
-    finished(one), finished(two)
-    same(tmp_path / "1", tmp_path / "2", rtol=tolerance, atol=tolerance)
-    weights, _ = torch.load(tmp_path / "2")
-    means = [value for name, value in weights.items() if name.endswith("running_mean")]
+    started = [start(place, folder / str(n), n, repr(changes), NO_DROPOUT="1") for n in (1, processes)]
+    for process in started:
+        finished(process)
+    return list(zip(*(torch.load(folder / str(n)) for n in (1, processes)), strict=True))
+
+
+NORMALIZED = {"norm": "before", "iterations": 8, "evaluations": 2}
+
+
+@pytest.fixture(scope="module")
+def by_two(place, tmp_path_factory):
+    return trained(place, tmp_path_factory.mktemp("by_two"), [{}, NORMALIZED], 2)
+
+
+def test_two_processes_train_as_one(by_two):
+    same(*by_two[0])
+
+
+def test_batch_normalization_sees_the_images_of_all_processes(by_two):
+    """As in one process: in training, in LSUV, in the running statistics that the tests of the network use."""
+    same_with_statistics(by_two[1], 1e-4)
+
+
+@pytest.mark.slow
+def test_four_processes_and_convolutions(place, tmp_path):
+    convolutions = {"norm": "after", "network": "fitnet-mnist", "depth": 0, "iterations": 2, "evaluations": 2}
+    plain, normalized, fitnet = trained(place, tmp_path, [{}, NORMALIZED, convolutions], 4)
+    same(*plain)
+    same_with_statistics(normalized, 1e-4)
+    # Where max poolings choose between values that are nearly equal rounding errors grow from step to step.
+    same_with_statistics(fitnet, 1e-3)
+
+
+def same_with_statistics(pair, tolerance):
+    ours, theirs = pair
+    same(ours, theirs, rtol=tolerance, atol=tolerance)
+    means = [value for name, value in theirs[0].items() if name.endswith("running_mean")]
     assert means
     assert all(mean.any() for mean in means)
 
@@ -129,7 +148,7 @@ def test_batch_normalization_sees_the_images_of_all_processes(place, tmp_path, n
 @pytest.mark.slow
 def test_several_processes_that_were_killed_go_on(place, tmp_path):
     """Dropout too: every process has random numbers of its own."""
-    change = "dict(network='fitnet-mnist', depth=0)"
+    change = "[dict(network='fitnet-mnist', depth=0)]"
     whole = start(place, tmp_path / "whole", 2, change)
     process = start(place, tmp_path / "killed", 2, change, WAIT="1")
     waiting = tmp_path / "waiting"
@@ -144,18 +163,17 @@ def test_several_processes_that_were_killed_go_on(place, tmp_path):
     output, _ = alone.communicate(timeout=200)
     assert "the checkpoint is of 2 processes, this training has 1; go on with as many, or delete the checkpoint" in output
     finished(start(place, tmp_path / "killed", 2, change))
-    (weights, evaluations), (others, other_evaluations) = torch.load(tmp_path / "whole"), torch.load(tmp_path / "killed")
+    ((weights, evaluations),), ((others, other_evaluations),) = torch.load(tmp_path / "whole"), torch.load(tmp_path / "killed")
     assert evaluations == other_evaluations
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
 def test_what_processes_cannot_train_together(place, tmp_path):
     """All of them say so, and can go on with something else."""
-    data, other = str(place / "data"), str(place / "other")
     attempts = f"""[
-        (dict(), [{data!r}, {other!r}][int(os.environ["RANK"])]),
-        (dict(lr=0.1 * (1 + int(os.environ["RANK"]))), {data!r}),
-        (dict(batch=33), {data!r}),
+        dict(folder=[data, {str(place / "other")!r}][int(os.environ["RANK"])]),
+        dict(lr=0.1 * (1 + int(os.environ["RANK"]))),
+        dict(batch=33),
     ]"""
     output = finished(start(place, tmp_path / "a", 2, attempts))
     for rank in range(2):
