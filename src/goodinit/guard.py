@@ -275,7 +275,7 @@ def forward_mode(model: nn.Module, mode: Literal["train", "eval"]) -> Iterator[N
 
     In train mode a module that the caller set to eval inside a model in train mode (a frozen BatchNorm) stays in eval. A module
     without parameters, buffers and children (dropout, stochastic depth, added noise) is switched to eval: all that
-    its flag can mean is noise. Functional dropout is switched off by `operators.intercept`.
+    its flag can mean is noise. Functional dropout is switched off by `goodinit.interception.intercept`.
     """
     if mode == "eval" or not model.training:
         model.train(mode == "train")
