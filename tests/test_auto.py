@@ -168,6 +168,58 @@ def test_parts_of_one_parameter_and_recurrent_layers_begin_every_trial_as_drawn(
     assert_same(again.rnn.state_dict(), model.rnn.state_dict())
 
 
+class Several(nn.Module):
+    """A network that its forward calls several times."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.net, self._forward = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)), forward
+
+    def forward(self, x):
+        return self._forward(self.net, x)
+
+
+def differentiated(net, x):
+    """As in physics-informed networks."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+    return slope, net(x + 1)
+
+
+def of_the_slope(net, x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(net(x).square().sum(), x, create_graph=True)
+    return net(slope)
+
+
+@pytest.mark.parametrize(
+    ("forward", "head"),
+    [
+        (lambda net, x: (net(x), net(2 * x)), "net.2.weight"),
+        (differentiated, "net.2.weight"),
+        (lambda net, x: net(net(x)), None),
+        (of_the_slope, None),
+        (lambda net, x: net[0](net(x)), None),
+        (lambda net, x: (net(x), net[0](x)), None),
+    ],
+    ids=["side by side", "differentiated", "in a row", "of its slope", "ends in another layer", "two outputs"],
+)
+def test_a_network_called_several_times_has_a_head_if_no_call_sees_what_another_made(forward, head):
+    torch.manual_seed(0)
+    model, x = Several(forward), torch.randn(32, 8)
+    report = lsuv_(model, x, target_std="auto")
+    assert report.choice.head == head
+    expected = {"net.0.weight": 1.0, "net.2.weight": 0.1 if head else 1.0}
+    assert {r.name: r.std_after for r in report} == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_autograd_does_not_see_is_no_head():
+    model = Several(lambda net, x: (net(x), net(2 * x))).requires_grad_(requires_grad=False)
+    assert lsuv_(model, torch.randn(32, 8), target_std="auto").choice.head is None
+
+
 def test_the_choice_is_in_the_report_and_in_json():
     model, x = deep(nn.Tanh)
     report = lsuv_(model, x, target_std="auto")

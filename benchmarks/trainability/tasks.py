@@ -202,7 +202,7 @@ TASKS: dict[str, Task] = {
         Task(
             "poisson",
             "physics-informed nets",
-            "physics-informed perceptron of 6 layers of 32 units, tanh, Poisson's equation on a square",
+            "physics-informed perceptron of 6 layers of 32 units, tanh, called inside and on the edge, for Poisson's equation",
             lambda: nets.Physics(nets.perceptron(6, 32, 2, 1, nn.Tanh)),
             sets.collocation,
             300,

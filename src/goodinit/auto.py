@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
 from goodinit.batches import Call
 from goodinit.choice import Choice, Trial
@@ -93,21 +94,29 @@ def choose_(
         return scaling
 
     trials: list[Trial] = []
+    head: str | None = None
     for target, mean in CANDIDATES:
         if mean is None and len(trials) == 2 and _alike(*trials):  # all targets are: ReLU
             continue
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
         scaling = scaled(tried)
-        trials.append(_trial(model, call, tried, begin))
+        trial, head = _trial(model, call, tried, begin, scaling)
+        trials.append(trial)
         if _good(trials[-1], trials[0]):
             break
-    best, head = _best(trials), scaling.last
+    best = _best(trials)
     chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
     scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
     head_std = None if head is None else min(HEAD_STD, best.target_std)
     reason = _reason(best, trials)
     choice = Choice(best.target_std, best.center, best.target_mean, head, head_std, reason, tuple(trials), 2 * len(trials) + 1)
     return scaling, choice
+
+
+def _head(scaling: Scaling, probe: Probe) -> str | None:
+    """The weight whose output is the model's, also where the forward calls a network several times, side by side."""
+    last = scaling.last
+    return None if last is None or (scaling.last_again and probe.feeds(last.key)) else last.name
 
 
 def _good(trial: Trial, papers: Trial) -> bool:
@@ -147,8 +156,8 @@ def _alike(one: Trial, other: Trial) -> bool:
     return abs(one.decades - other.decades) < _SAME
 
 
-def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], None]) -> Trial:
-    """Measure the model as it is."""
+def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], None], scaling: Scaling) -> tuple[Trial, str | None]:
+    """Measure the model as ``scaling`` left it; which weight makes its output."""
     begin()
     probe = Probe()
     with torch.enable_grad():
@@ -164,16 +173,9 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
     distinct = None if distinct is None else 1 / distinct
     terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio)]
     assert isinstance(tried.target_std, float)
-    return Trial(
-        tried.target_std,
-        tried.center,
-        tried.target_mean,
-        ratio,
-        sum(last) / len(last) if last else None,
-        distinct,
-        forward_ratio,
-        sum(terms),
-    )
+    similarity_ = sum(last) / len(last) if last else None
+    trial = Trial(tried.target_std, tried.center, tried.target_mean, ratio, similarity_, distinct, forward_ratio, sum(terms))
+    return trial, _head(scaling, probe)
 
 
 def _quarter(values: Sequence[float]) -> int:
@@ -203,10 +205,12 @@ class Probe:
         self._similarities: list[Tensor] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
+        self._nodes: list[tuple[Key, Node | None]] = []
 
     def __call__(self, operation: Operation) -> Tensor:
         """The operator's output."""
         output = operation.complete(operation.linear_part())
+        self._nodes.append((operation.weight.key, output.grad_fn))
         if operation.weight.key not in self._seen and output.numel():
             self._seen.add(operation.weight.key)
             place = len(self._stds)
@@ -226,6 +230,22 @@ class Probe:
         values = fetched([*self._stds, *self._similarities, *gradients])
         first, second = len(self._stds), len(self._stds) + len(self._similarities)
         return values[:first], values[first:second], values[second:]
+
+    def feeds(self, key: Key) -> bool:
+        """Whether a later operator's output depends on that of the weight's first use; True if autograd does not know."""
+        first = next((i for i, (each, _) in enumerate(self._nodes) if each == key), None)
+        if first is None or self._nodes[first][1] is None:
+            return True
+        wanted, seen = self._nodes[first][1], set[Node]()
+        following = [node for _, node in self._nodes[first + 1 :] if node is not None]
+        while following:
+            node = following.pop()
+            if node is wanted:
+                return True
+            if node not in seen:
+                seen.add(node)
+                following += [before for before, _ in node.next_functions if before is not None]
+        return False
 
 
 def similarity(output: Tensor) -> Tensor:

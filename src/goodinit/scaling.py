@@ -21,7 +21,7 @@ from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
 from goodinit.interception.intercept import module_operations
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
-from goodinit.interception.weights import Key
+from goodinit.interception.weights import Key, Weight
 from goodinit.ledger import Ledger, Outcome
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
@@ -99,8 +99,11 @@ class Scaling:
         self._drawn = Drawn() if drawn is None else drawn
         self._rules = Rules(options)
         self._shunned: list[str] = []
-        self.last: str | None = None
-        """The weight that the last operator used, if it was scaled there."""
+        self.last: Weight | None = None
+        """That the last operator used, if it was scaled there or no other weight was since."""
+        self.last_again = False
+        """Whether `last` had been used before."""
+        self._newest: Weight | None = None
         self._last_shift: Shift | None = None
         self._options = options
         self._undo = undo
@@ -173,7 +176,9 @@ class Scaling:
                 if self._prints_wanted:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
-            self.last = part.weight.name if changed and not part.weight.embedded else None
+            newest = changed or (self._newest is not None and part.weight.key == self._newest.key)
+            self.last, self.last_again = (part.weight if newest and not part.weight.embedded else None), not changed
+            self._newest = part.weight if changed else self._newest
         return z
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
