@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ pytest.importorskip("filelock")
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))  # before the imports below, which the whole file needs
 
-from trainability import sets  # noqa: E402
+from trainability import runner, sets  # noqa: E402
 from trainability.contestants import CONTESTANTS  # noqa: E402
 from trainability.page import page  # noqa: E402
 from trainability.protocol import GRID, Run, count, fingerprint, grid, pairs, repeats  # noqa: E402
@@ -192,6 +193,15 @@ def test_a_killed_benchmark_goes_on_where_it_was(tmp_path):
     assert all(sessions[row["session"]].keys() >= {"versions", "machine", "commit"} for row in found)
     assert not any(str(tmp_path) in session["command"] for session in sessions.values())
     assert "16 runs, 16 of them done" in command(*asked).communicate(timeout=60)[0]
+
+
+@pytest.mark.parametrize(("parent", "rows"), [(os.getppid(), 1), (0, 0)], ids=["lives", "was killed before this began"])
+def test_runs_end_with_the_call_that_asked_for_them(monkeypatch, tmp_path, parent, rows):
+    monkeypatch.setattr(runner, "_warm_up", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # of the tests' process
+    path = tmp_path / "rows.jsonl"
+    runner.work([Run("cancer", "he", 0, "sgd", 0.1)], path, "it", math.inf, parent)
+    assert len(read_lines(path)) == rows
 
 
 def made(task, contestant, error, *, seed=0, optimizer="sgd", lr=0.02, status="trained", init=0.1, slow=1.0, day=1):

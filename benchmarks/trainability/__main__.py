@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import shlex
 import sys
 import time
@@ -94,7 +95,8 @@ def run(given: argparse.Namespace, left: Sequence[Run], until: float, words: Seq
     command = shlex.join(["python", "-m", "trainability", *without_places(words)])
     # Fresh processes: a thread pool does not survive a fork.
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=work, args=(left, given.rows, command, until), daemon=True) for _ in range(given.processes)]
+    told = (left, given.rows, command, until, os.getpid())
+    workers = [context.Process(target=work, args=told, daemon=True) for _ in range(given.processes)]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -54,8 +54,8 @@ class Done:
         return run.key in self._keys
 
 
-def work(runs: Sequence[Run], path: Path, command: str, until: float) -> None:
-    """Do the runs that no other process is at or has done, until a moment of the monotonic clock."""
+def work(runs: Sequence[Run], path: Path, command: str, until: float, parent: int) -> None:
+    """Do the runs that no other process is at or has done, until a moment of the monotonic clock or the parent process's end."""
     import torch
 
     from goodinit.paper.provenance import commit, machine, now, versions
@@ -73,7 +73,7 @@ def work(runs: Sequence[Run], path: Path, command: str, until: float) -> None:
     }
     append_line(sessions_of(path), origin)
     claims = path.parent / ".trainability"
-    done, parent = Done(path), os.getppid()
+    done = Done(path)
     for number, run in enumerate(runs, 1):
         if time.monotonic() > until or os.getppid() != parent:  # the call was killed
             return
