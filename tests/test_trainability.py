@@ -246,6 +246,19 @@ def test_the_page_of_the_docs_is_made_from_the_committed_rows():
     assert made == shown.read_text(encoding="utf-8"), "run `python -m trainability page`"
 
 
+def test_what_the_readme_claims_is_in_the_committed_rows():
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
+    assert '`target_std="auto"` has the best average rank of all that leaves the network as it is, and trains whatever' in readme
+    summary = Summary(read_lines(BENCHMARKS / "results" / "trainability.jsonl"))
+    names = summary.unassisted()
+    assert len(names) >= 5
+    for value in ("error", "at_time"):
+        assert average_ranks(summary.ranks(names, value))[0].contestant == "lsuv-auto"
+    for standings in summary.standings.values():
+        trains = {s.contestant for s in standings if s.trains and not CONTESTANTS[s.contestant].variant}
+        assert not trains or "lsuv-auto" in trains
+
+
 def test_the_numbers_of_the_page_are_those_of_the_rows():
     summary = Summary(some_rows())
     assert [s.contestant for s in summary.standings["cancer"]] == ["lsuv", "he", "lsuv-auto", "default"]

@@ -86,7 +86,7 @@ _STEPS = (
     "At the solver and learning rate that end best with the first seed, mean over seeds; bold: the least of the unassisted. "
     "Classifiers: share of errors; regressions: share of the variance left; text: nats a letter."
 )
-_BEST = "The smallest on the way, at the same solver and learning rate: more than the above where a training turned bad again."
+_BEST = "The smallest on the way, at the same solver and learning rate: well under the above where a training turned bad again."
 _TIME = (
     "After the time that half of the steps take the network as it is, the initialization's included, at the same solver and "
     "learning rate. Initialization is counted in training steps of its own run, and a step of another network (`normalized`) in "
