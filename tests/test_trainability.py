@@ -314,6 +314,17 @@ def test_a_failed_start_counts_as_untrained():
     assert not standings["he"].trains
 
 
+def test_the_error_before_training_is_that_of_the_default():
+    large = made("cancer", "lsuv", 0.5)
+    large["checkpoints"][0][3] = 7.0
+    ended_worse = made("cancer", "he", 3.0)
+    standings = {
+        s.contestant: s
+        for s in Summary([large, large | {"seed": 1}, ended_worse, made("cancer", "default", 0.9)]).standings["cancer"]
+    }
+    assert standings["he"].error == 1.0
+
+
 def test_critical_difference_is_the_books():
     # Demšar 2006, section 3.2.2: four classifiers, fourteen data sets, q = 2.569.
     assert critical_difference(4, 14) == pytest.approx(2.569 * (4 * 5 / (6 * 14)) ** 0.5, rel=1e-3)

@@ -29,7 +29,8 @@ class Cell:
 
     rows: tuple[Row, ...]
     untaught: float
-    """The task's error before training: the median over all rows. A run that failed, diverged or ended worse counts as this."""
+    """The task's error before training: the median over the seeds of PyTorch's default, whose outputs are small, or of whatever
+    there is. A run that failed, diverged or ended worse counts as this."""
 
     @cached_property
     def points(self) -> dict[Point, dict[int, Row]]:
@@ -136,7 +137,8 @@ class Summary:
         self.cells = {key: Cell(tuple(some), self._untaught(key[0])) for key, some in cells.items()}
 
     def _untaught(self, task: str) -> float:
-        first = [row["checkpoints"][0][3] for row in self.rows if row["task"] == task and row.get("checkpoints")]
+        rows = [row for row in self.rows if row["task"] == task and row.get("checkpoints")]
+        first = [row["checkpoints"][0][3] for row in [row for row in rows if row["contestant"] == "default"] or rows]
         known = sorted(_learned(error, math.inf) for error in first)
         return known[len(known) // 2] if known else math.inf
 
