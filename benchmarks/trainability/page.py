@@ -22,6 +22,7 @@ from trainability.summary import (
     average_ranks,
     compared_with,
     critical_difference,
+    general,
     is_other,
     runs_in,
 )
@@ -82,6 +83,10 @@ _AUTO += "or layers of another kind)."
 _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
 _SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
+_RANKS = (
+    "Of the contestants that leave the network as it is, and that every task has a use for. 1 is best; in brackets what 95 % of "
+    "bootstrap samples of the tasks give. Two average ranks differ significantly by Nemenyi's test at 5 %."
+)
 _STEPS = (
     "At the solver and learning rate that end best with the first seed, mean over seeds; bold: the least of the unassisted. "
     "Classifiers: share of errors; regressions: share of the variance left; text: nats a letter."
@@ -116,7 +121,13 @@ def _from_to(numbers: Sequence[int]) -> str:
 
 
 def _ranks(summary: Summary) -> str:
-    names = summary.unassisted()
+    everywhere, all_of_them = summary.unassisted(), general()
+    rankings = [everywhere] if everywhere == all_of_them else [everywhere, all_of_them]
+    tables = "\n\n".join(part for names in rankings if (part := _ranking(summary, names)))
+    return f"## Average ranks\n\n{_RANKS}\n\n{tables}" if tables else ""
+
+
+def _ranking(summary: Summary, names: Sequence[str]) -> str:
     ranks = summary.ranks(names)
     if len(names) < 2 or len(ranks) < 2:
         return ""
@@ -125,11 +136,10 @@ def _ranks(summary: Summary) -> str:
         [f"`{r.contestant}`", CONTESTANTS[r.contestant].about, _interval(r), _interval(time[r.contestant]), str(r.first)]
         for r in steps
     ]
-    difference = critical_difference(len(names), len(ranks))
+    which = f"all {len(ranks)} tasks" if len(ranks) == len(TASKS) else f"{len(ranks)} tasks ({', '.join(ranks)})"
     return (
-        "## Average ranks\n\n"
-        f"Over {len(ranks)} tasks, 1 is best; in brackets what 95 % of bootstrap samples of the tasks give. Two average ranks "
-        f"differ significantly (Nemenyi's test, 5 %) if they are more than {difference:.2f} apart.\n\n"
+        f"The {len(names)} that have run on {which}; differences are significant above "
+        f"{critical_difference(len(names), len(ranks)):.2f}:\n\n"
         + table(["contestant", "", "rank after equal steps", "rank after equal time", "best on"], lines)
     )
 
@@ -152,7 +162,8 @@ def _against(summary: Summary, name: str, title: str, what: str) -> str:
         if any(s.trains and not CONTESTANTS[s.contestant].variant for s in standings)
         and not all(s.trains for s in standings if s.contestant == name)
     ]
-    fails = f"It does not train: {'; '.join(untrained)}." if untrained else "It trains every task that any contestant trains."
+    all_train = "It trains every task that any contestant trains that leaves the network as it is."
+    fails = f"It does not train: {'; '.join(untrained)}." if untrained else all_train
     return (
         f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} "
         f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"

@@ -271,6 +271,11 @@ def compared_with(summary: Summary, name: str) -> dict[str, tuple[str, Standing,
     return found
 
 
+def general() -> list[str]:
+    """The contestants that leave the network as it is, and that every task has a use for."""
+    return [c.name for c in CONTESTANTS.values() if not c.variant and all(map(c.applies, TASKS.values()))]
+
+
 def is_other(name: str) -> bool:
     """Whether a contestant neither is ours nor changes the network."""
     return not CONTESTANTS[name].variant and (not name.startswith("lsuv") or name == "lsuv-package")
