@@ -22,7 +22,7 @@ sys.path.insert(0, str(BENCHMARKS))  # before the imports below, which the whole
 from trainability import runner, sets  # noqa: E402
 from trainability.contestants import CONTESTANTS  # noqa: E402
 from trainability.page import page  # noqa: E402
-from trainability.protocol import GRID, Run, count, fingerprint, grid, pairs, repeats  # noqa: E402
+from trainability.protocol import GRID, Run, count, estimate, fingerprint, grid, pairs, repeats  # noqa: E402
 from trainability.runner import Done, sessions_of  # noqa: E402
 from trainability.summary import Summary, average_ranks, compared_with, critical_difference  # noqa: E402
 from trainability.tasks import TASKS, batches  # noqa: E402
@@ -145,6 +145,12 @@ def test_other_seeds_see_the_best_point():
     broken = [{**rows[-1], "status": "diverged"}, *rows[:-1]]  # a diverged run is no best point, wherever it was before
     assert [(r.optimizer, r.lr) for r in repeats(wanted, broken, seeds=2)] == [("sgd", 0.003)]  # of equals the smaller rate
     assert count(wanted) == 8 + 2
+
+
+def test_how_long_it_takes_is_told_by_the_latest_rows():
+    older, latest = made("cancer", "he", 0.5) | {"cpu_seconds": 50.0}, made("cancer", "he", 0.5)
+    runs = [Run("cancer", "he", 1, "sgd", 0.02), Run("cancer", "lsuv", 1, "sgd", 0.02), Run("siren", "he", 0, "sgd", 0.02)]
+    assert estimate(runs, [*[older] * 20, *[latest] * 10]) == (3 * 2.0, 1)
 
 
 def test_errors_are_means_over_the_seeds_at_the_point_that_the_first_chose():
