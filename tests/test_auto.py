@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
-from goodinit import OptionError, Report, lsuv_
-from goodinit.auto import ENOUGH, similarity, tensors_in
+from goodinit import OptionError, Report, auto, lsuv_
+from goodinit.auto import CLEARLY, correlation, cosines, similarity, tensors_in
 from goodinit.choice import Choice
 from nets import assert_same, build, mlp, snapshot, surroundings
 
@@ -39,8 +41,24 @@ def test_deep_networks_get_what_keeps_gradients_and_differences(activation, expe
     model, x = deep(activation, depth=100)
     choice = lsuv_(model, x, target_std="auto").choice
     assert (choice.target_std, choice.target_mean) in expected
-    assert choice.trials[-1].decades <= ENOUGH < choice.trials[0].decades
+    least = min(trial.decades for trial in choice.trials)
+    assert least < 0.7 < 1.5 < choice.trials[0].decades
+    chosen = next(t for t in choice.trials if (t.target_std, t.target_mean) == (choice.target_std, choice.target_mean))
+    assert chosen.decades < least + CLEARLY
     assert "at the paper's target" in choice.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_likeness_tells_a_good_setting_from_one_that_makes_all_samples_unlike(seed):
+    x = torch.tensor(load_digits().data[64 * seed :][:64], dtype=torch.float32)
+    torch.manual_seed(seed)
+    model = mlp(*[64] * 30, 10, activation=nn.GELU)
+    choice = lsuv_(model, (x - x.mean()) / x.std(), target_std="auto").choice
+    assert (choice.target_std, choice.center, choice.target_mean) == (1, True, 2)
+    likeness = {(t.target_std, t.target_mean): t.likeness for t in choice.trials}
+    assert likeness[1, 0] < 0.3
+    assert likeness[1, 2] > 0.7
+    assert "which samples are alike is forgotten" in choice.reason
 
 
 class Noisy(nn.Tanh):
@@ -81,7 +99,8 @@ def test_where_nothing_helps_the_papers_target_stays():
     assert_same(plain.state_dict(), model.state_dict())
 
 
-def test_what_is_measured():
+def test_what_is_measured(monkeypatch):
+    monkeypatch.setattr(auto, "CANDIDATES", auto.CANDIDATES[:1])  # so that the model is left as it was measured
     model, x = deep(nn.Tanh, depth=12)
     trial = lsuv_(model, x, target_std="auto").choice.trials[0]
     outputs, z = [], x
@@ -103,6 +122,16 @@ def test_what_is_measured():
     away = (1 - alike).log()
     assert trial.distinct == pytest.approx((away[-3:].mean() - away[:3].mean()).exp().item(), rel=1e-3)
     assert trial.forward_ratio == pytest.approx(1, rel=1e-4)
+
+    def pairs(out):
+        rows = nn.functional.normalize(out.detach()[:32].double())
+        one, other = torch.triu_indices(32, 32, 1)
+        return (rows @ rows.T)[one, other]
+
+    kept = [torch.corrcoef(torch.stack([pairs(outputs[0]), pairs(out)]))[0, 1] for out in outputs[1:]]
+    assert trial.likeness == pytest.approx(torch.stack(kept[-3:-1]).mean().item(), rel=1e-3)
+    terms = (trial.gradient_ratio, trial.distinct, trial.forward_ratio, max(trial.likeness, 0.1))
+    assert trial.decades == pytest.approx(sum(abs(math.log10(term)) for term in terms))
 
 
 @pytest.mark.parametrize("name", ["normalized", "residual", "branches", "functional", "attention", "volume"])
@@ -249,6 +278,27 @@ def test_similarity_is_the_mean_cosine_of_distinct_samples():
     assert similarity(torch.ones(5, 3)).item() == pytest.approx(1)
     assert similarity(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
     assert similarity(torch.tensor([[1.0, 0], [-2, 0]])).item() == pytest.approx(-1)
+
+
+def test_cosines_of_pairs_and_their_correlation():
+    x = torch.tensor([[1.0, 0], [2, 2], [0, -3]])
+    assert cosines(x).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-6)
+    assert cosines(300 * x.half()).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-3)
+    first = torch.tensor([0.1, 0.5, 0.9])
+    assert correlation(first, 0.2 + 0.1 * first).item() == pytest.approx(1)
+    assert correlation(first, -first).item() == pytest.approx(-1)
+    assert correlation(first, torch.ones(3)).item() == 0
+    assert correlation(torch.ones(3), first).isnan()
+
+
+def test_batches_that_say_nothing_of_likeness():
+    torch.manual_seed(0)
+    model = mlp(*[16] * 4, activation=nn.Tanh)
+    few, orthogonal = torch.randn(7, 16), torch.eye(16)
+    for x, expected in ((few, "likeness kept not measured"), (orthogonal, "likeness kept not measured")):
+        (trial,) = lsuv_(copy.deepcopy(model), x, target_std="auto").choice.trials
+        assert trial.likeness is None
+        assert expected in str(trial)
 
 
 def test_tensors_are_found_in_any_container():

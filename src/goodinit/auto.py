@@ -1,10 +1,10 @@
 """``target_std="auto"``: the target, and whether to centre, by what a forward and a backward pass show.
 
 The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their
-way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
-nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
-input's mean is two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is taken:
-the least linear one. Whichever it is, the model's output begins small.
+way back, and samples may come to look alike on their way through, or all equally unlike (Poole et al. 2016, Schoenholz et al.
+2017). Layers that are nearly linear on the data mend all of it (Pennington et al. 2017): smooth non-linearities are at a smaller
+target, ReLU and GELU where their input's mean is one or two stds above 0. So settings are tried in turn, the paper's first, and
+the first that is good enough is taken. Whichever it is, the model's output begins small.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -30,16 +31,27 @@ from goodinit.options import Options
 from goodinit.processes.ranks import Ranks
 from goodinit.scaling import Drawn, Scaling
 
-CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 0.0), (1.0, 2.0))
+CANDIDATES: tuple[tuple[float, float | None], ...] = (
+    *((1.0, None), (0.3, None)),
+    *((1.0, 0.0), (1.0, 1.0), (1.0, 2.0)),
+    (0.1, None),
+)
 """Targets, and the means to centre at (None: not centred), in the order in which they are tried."""
-ENOUGH = 0.75
+ENOUGH = 0.5
 """Decades that a setting may be off by to be taken at once."""
 CLEARLY = 0.25
-"""Decades by which another has to be better than the paper's."""
+"""Decades by which another has to be better than one that is tried before it."""
 
 HEAD_STD = 0.1
 """The largest std of the model's output: what an untrained network says should not weigh."""
 _SAME = 0.01
+_BAD = 1.0
+# Samples whose pairs are compared; fewer than the first say nothing, more than the second cost more than they say.
+_FEW, _MANY = 8, 32
+# Cosines nearer together than this, in the first layer, are no order of pairs.
+_EVEN = 1e-4
+# Correlations below this are chance.
+_FORGOTTEN = 0.1
 _LEAST, _MOST = 1e-30, 1e30
 
 Run = Callable[[Call, Scaling], object]
@@ -96,7 +108,7 @@ def choose_(
     trials: list[Trial] = []
     head: str | None = None
     for target, mean in CANDIDATES:
-        if mean is None and len(trials) == 2 and _alike(*trials):  # all targets are: ReLU
+        if mean is None and len(trials) > 2 and _alike(*trials[:2]):  # all targets are: ReLU
             continue
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
         scaling = scaled(tried)
@@ -125,21 +137,22 @@ def _good(trial: Trial, papers: Trial) -> bool:
 
 
 def _best(trials: Sequence[Trial]) -> Trial:
-    """The last if it is good enough; else the one that is off least, the paper's if it is nearly as good."""
+    """The last if it is good enough; else the first that none is clearly better than."""
     if _good(trials[-1], trials[0]):
         return trials[-1]
-    least = min(trials, key=lambda trial: trial.decades)
-    return trials[0] if trials[0].decades <= least.decades + CLEARLY else least
+    least = min(trial.decades for trial in trials)
+    return next(trial for trial in trials if trial.decades <= least + CLEARLY)
 
 
 def _reason(best: Trial, trials: Sequence[Trial]) -> str:
     if best is trials[0] and len(trials) == 1:
         return "at the paper's target gradients and the differences between samples are kept well enough through the layers"
-    if best.decades <= ENOUGH:
-        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
     if best is trials[0]:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
-    return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried, and not good"
+    if best.decades <= ENOUGH:
+        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
+    good = ", and not good" if best.decades > _BAD else ""
+    return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried{good}"
 
 
 def _trouble(trial: Trial) -> str:
@@ -148,7 +161,9 @@ def _trouble(trial: Trial) -> str:
         parts.append(f"gradients are {trial.gradient_ratio:.2g} times as large in the first layers as in the last")
     if trial.distinct is not None and trial.distinct < 0.3:
         parts.append(f"the layers leave {trial.distinct:.1%} of the distance between samples")
-    return " and ".join(parts) or "the signal is not kept"
+    if trial.likeness is not None and trial.likeness < 0.3:
+        parts.append(f"which samples are alike is forgotten (correlation {trial.likeness:.2f})")
+    return " and ".join(parts) or "the signal is not kept well"
 
 
 def _alike(one: Trial, other: Trial) -> bool:
@@ -164,18 +179,20 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
         with intercept(model, probe):
             result = call(model)
         differentiate(result, [p for p in model.parameters() if p.requires_grad])
-    stds, similarities, gradients = probe.numbers()
+    stds, similarities, gradients, likenesses = probe.numbers()
     ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
     forward = _ratio(stds)
     alike = [1 - s for s in similarities]
     distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
     forward_ratio = None if forward is None else 1 / forward
     distinct = None if distinct is None else 1 / distinct
-    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio)]
+    likeness = _likeness(likenesses)
+    lost = None if likeness is None else max(likeness, _FORGOTTEN)
+    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
     similarity_ = sum(last) / len(last) if last else None
-    trial = Trial(tried.target_std, tried.center, tried.target_mean, ratio, similarity_, distinct, forward_ratio, sum(terms))
-    return trial, _head(scaling, probe)
+    measured = ratio, similarity_, distinct, forward_ratio, sum(terms), likeness
+    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), _head(scaling, probe)
 
 
 def _quarter(values: Sequence[float]) -> int:
@@ -192,6 +209,13 @@ def _ratio(values: Sequence[float]) -> float | None:
     return first / last
 
 
+def _likeness(correlations: Sequence[float]) -> float | None:
+    """Mean of the last quarter before the model's output; what is below 0 is no more than forgotten."""
+    hidden = [c for c in (correlations[:-1] if len(correlations) > 1 else correlations) if c == c]  # noqa: PLR0124 - NaN is not
+    last = hidden[-_quarter(hidden) :]
+    return sum(max(c, 0.0) for c in last) / len(last) if last else None
+
+
 def _decades(ratio: float | None) -> float:
     """Distance from 1; 0 of what was not measured."""
     return 0.0 if ratio is None else abs(math.log10(ratio))
@@ -203,6 +227,7 @@ class Probe:
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
         self._similarities: list[Tensor] = []
+        self._pairs: list[tuple[int, Tensor]] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -217,6 +242,7 @@ class Probe:
             self._stds.append(output.detach().std(correction=0))
             if output.dim() > 1 and len(output) > 1:
                 self._similarities.append(similarity(output.detach()))
+                self._pairs.append((len(output), cosines(output.detach()[:_MANY])))
             if output.requires_grad:
                 output.register_hook(partial(self._note, place))  # before the output is overwritten in place
         return output
@@ -224,12 +250,21 @@ class Probe:
     def _note(self, place: int, gradient: Tensor) -> None:
         self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
 
-    def numbers(self) -> tuple[list[float], list[float], list[float]]:
-        """Stds, similarities and norms of gradients, each in the order of the operators; only now is the device waited for."""
+    def numbers(self) -> tuple[list[float], ...]:
+        """Stds, similarities, norms of gradients and correlations of the pairs with the first operator's, each in the order of
+        the operators; only now is the device waited for.
+        """
         gradients = [self._gradients[place] for place in sorted(self._gradients)]
-        values = fetched([*self._stds, *self._similarities, *gradients])
-        first, second = len(self._stds), len(self._stds) + len(self._similarities)
-        return values[:first], values[first:second], values[second:]
+        kinds = self._stds, self._similarities, gradients, self._correlations()
+        values = iter(fetched([number for kind in kinds for number in kind]))
+        return tuple(list(islice(values, len(kind))) for kind in kinds)
+
+    def _correlations(self) -> list[Tensor]:
+        """Of the later operators that see samples as the first does."""
+        if not self._pairs or self._pairs[0][0] < _FEW:
+            return []
+        (samples, first), *later = self._pairs
+        return [correlation(first, pairs.to(first.device)) for n, pairs in later if n == samples]
 
     def feeds(self, key: Key) -> bool:
         """Whether a later operator's output depends on that of the weight's first use; True if autograd does not know."""
@@ -256,6 +291,24 @@ def similarity(output: Tensor) -> Tensor:
     n = len(flat)
     square: Tensor = total.double().square()
     return (square - n) / (n * (n - 1))
+
+
+def cosines(output: Tensor) -> Tensor:
+    """Between distinct samples, a number a pair."""
+    flat = output.reshape(len(output), -1)
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half would overflow
+    products = flat @ flat.T
+    sizes = products.diagonal().clamp_min(torch.finfo(products.dtype).tiny).sqrt()
+    one, other = torch.triu_indices(len(flat), len(flat), 1, device=flat.device)
+    return (products / sizes / sizes[:, None])[one, other]
+
+
+def correlation(first: Tensor, later: Tensor) -> Tensor:
+    """Of numbers of pairs; 0 if the later ones are all the same, NaN if the first are."""
+    a, b = (values.double() - values.double().mean() for values in (first, later))
+    spread = torch.linalg.vector_norm(a)
+    found = (a @ b / (spread * torch.linalg.vector_norm(b))).nan_to_num(0.0)
+    return torch.where(spread > _EVEN * len(a) ** 0.5, found, torch.nan)
 
 
 def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:
