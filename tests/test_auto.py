@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from goodinit import OptionError, Report, auto, lsuv_
-from goodinit.auto import CLEARLY, correlation, cosines, similarity, tensors_in
+from goodinit.auto import CLEARLY, correlation, cosines, products, similarity, tensors_in
 from goodinit.choice import Choice
 from nets import assert_same, build, mlp, snapshot, surroundings
 
@@ -282,8 +282,8 @@ def test_similarity_is_the_mean_cosine_of_distinct_samples():
 
 def test_cosines_of_pairs_and_their_correlation():
     x = torch.tensor([[1.0, 0], [2, 2], [0, -3]])
-    assert cosines(x).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-6)
-    assert cosines(300 * x.half()).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-3)
+    assert cosines(products(x)).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-6)
+    assert cosines(products(300 * x.half())).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-3)
     first = torch.tensor([0.1, 0.5, 0.9])
     assert correlation(first, 0.2 + 0.1 * first).item() == pytest.approx(1)
     assert correlation(first, -first).item() == pytest.approx(-1)

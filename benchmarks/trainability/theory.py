@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from goodinit import init_, lsuv_
-from goodinit.auto import correlation, cosines, similarity
+from goodinit.auto import correlation, cosines, products, similarity
 from goodinit.files import write_whole
 from goodinit.paper.files import read_lines
 from goodinit.paper.provenance import commit, machine, versions
@@ -83,8 +83,8 @@ def layers(net: nn.Sequential, x: Tensor) -> tuple[list[float], list[float], lis
     z.backward(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
     gradients = [out.grad.norm().item() for out in outputs if out.grad is not None]
     values = [out.detach() for out in outputs]
-    first = cosines(values[0])
-    likeness = [correlation(first, cosines(value)).item() for value in values]
+    first = cosines(products(values[0]))
+    likeness = [correlation(first, cosines(products(value))).item() for value in values]
     found = [value.std().item() for value in values], [similarity(value).item() for value in values], gradients, likeness
     return tuple([float(f"{v:.5g}") for v in some] for some in found)  # type: ignore[return-value]  # four of them
 

@@ -183,20 +183,23 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
     ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
     forward = _ratio(stds)
     alike = [1 - s for s in similarities]
-    distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
+    distinct = _ratio(alike)
     forward_ratio = None if forward is None else 1 / forward
     distinct = None if distinct is None else 1 / distinct
-    likeness = _likeness(likenesses)
+    likeness = _mean([max(c, 0.0) for c in likenesses if c == c])  # noqa: PLR0124 - NaN is not itself
     lost = None if likeness is None else max(likeness, _FORGOTTEN)
     terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
-    similarity_ = sum(last) / len(last) if last else None
-    measured = ratio, similarity_, distinct, forward_ratio, sum(terms), likeness
+    measured = ratio, _mean(similarities[-_quarter(similarities) :]), distinct, forward_ratio, sum(terms), likeness
     return Trial(tried.target_std, tried.center, tried.target_mean, *measured), _head(scaling, probe)
 
 
-def _quarter(values: Sequence[float]) -> int:
+def _quarter(values: Sequence[object]) -> int:
     return max(1, len(values) // 4)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _ratio(values: Sequence[float]) -> float | None:
@@ -207,13 +210,6 @@ def _ratio(values: Sequence[float]) -> float | None:
     kept = [min(max(v, _LEAST), _MOST) if v == v else _MOST for v in values]  # noqa: PLR0124 - NaN is not itself
     first, last = (math.exp(sum(map(math.log, some)) / n) for some in (kept[:n], kept[-n:]))
     return first / last
-
-
-def _likeness(correlations: Sequence[float]) -> float | None:
-    """Mean of the last quarter before the model's output; what is below 0 is no more than forgotten."""
-    hidden = [c for c in (correlations[:-1] if len(correlations) > 1 else correlations) if c == c]  # noqa: PLR0124 - NaN is not
-    last = hidden[-_quarter(hidden) :]
-    return sum(max(c, 0.0) for c in last) / len(last) if last else None
 
 
 def _decades(ratio: float | None) -> float:
@@ -227,7 +223,7 @@ class Probe:
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
         self._similarities: list[Tensor] = []
-        self._pairs: list[tuple[int, Tensor]] = []
+        self._products: list[tuple[int, Tensor]] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -242,7 +238,7 @@ class Probe:
             self._stds.append(output.detach().std(correction=0))
             if output.dim() > 1 and len(output) > 1:
                 self._similarities.append(similarity(output.detach()))
-                self._pairs.append((len(output), cosines(output.detach()[:_MANY])))
+                self._products.append((len(output), products(output.detach()[:_MANY])))
             if output.requires_grad:
                 output.register_hook(partial(self._note, place))  # before the output is overwritten in place
         return output
@@ -251,8 +247,8 @@ class Probe:
         self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
 
     def numbers(self) -> tuple[list[float], ...]:
-        """Stds, similarities, norms of gradients and correlations of the pairs with the first operator's, each in the order of
-        the operators; only now is the device waited for.
+        """Stds, similarities and norms of gradients of all operators in their order, and correlations, over pairs, of the last
+        ones with the first; only now is the device waited for.
         """
         gradients = [self._gradients[place] for place in sorted(self._gradients)]
         kinds = self._stds, self._similarities, gradients, self._correlations()
@@ -260,11 +256,14 @@ class Probe:
         return tuple(list(islice(values, len(kind))) for kind in kinds)
 
     def _correlations(self) -> list[Tensor]:
-        """Of the later operators that see samples as the first does."""
-        if not self._pairs or self._pairs[0][0] < _FEW:
+        """Of the last quarter of the operators that see samples as the first does, the last of all left out."""
+        samples, first = self._products[0] if self._products else (0, None)
+        later = [some for n, some in self._products[1:] if n == samples]
+        hidden = later[:-1] if len(later) > 1 else later
+        if first is None or samples < _FEW or not hidden:
             return []
-        (samples, first), *later = self._pairs
-        return [correlation(first, pairs.to(first.device)) for n, pairs in later if n == samples]
+        pairs = cosines(first)
+        return [correlation(pairs, cosines(some.to(first.device))) for some in hidden[-_quarter(hidden) :]]
 
     def feeds(self, key: Key) -> bool:
         """Whether a later operator's output depends on that of the weight's first use; True if autograd does not know."""
@@ -293,13 +292,17 @@ def similarity(output: Tensor) -> Tensor:
     return (square - n) / (n * (n - 1))
 
 
-def cosines(output: Tensor) -> Tensor:
-    """Between distinct samples, a number a pair."""
+def products(output: Tensor) -> Tensor:
+    """Of samples with one another: square."""
     flat = output.reshape(len(output), -1)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half would overflow
-    products = flat @ flat.T
+    return flat @ flat.T
+
+
+def cosines(products: Tensor) -> Tensor:
+    """Between distinct samples, a number a pair, from their products."""
     sizes = products.diagonal().clamp_min(torch.finfo(products.dtype).tiny).sqrt()
-    one, other = torch.triu_indices(len(flat), len(flat), 1, device=flat.device)
+    one, other = torch.triu_indices(len(products), len(products), 1, device=products.device)
     return (products / sizes / sizes[:, None])[one, other]
 
 
