@@ -284,6 +284,7 @@ def test_cosines_of_pairs_and_their_correlation():
     x = torch.tensor([[1.0, 0], [2, 2], [0, -3]])
     assert cosines(products(x)).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-6)
     assert cosines(products(300 * x.half())).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-3)
+    assert cosines(products(torch.tensor([[1, 1j], [1j, -1], [1, 1]]))).tolist() == pytest.approx([0, 0.5, -0.5], abs=1e-6)
     first = torch.tensor([0.1, 0.5, 0.9])
     assert correlation(first, 0.2 + 0.1 * first).item() == pytest.approx(1)
     assert correlation(first, -first).item() == pytest.approx(-1)

@@ -27,6 +27,7 @@ from goodinit.interception.intercept import intercept
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
+from goodinit.moments import widest
 from goodinit.options import Options
 from goodinit.processes.ranks import Ranks
 from goodinit.scaling import Drawn, Scaling
@@ -288,15 +289,15 @@ def similarity(output: Tensor) -> Tensor:
     sizes = torch.linalg.vector_norm(flat, dim=1)
     total = torch.linalg.vector_norm((1 / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).to(flat.dtype) @ flat)
     n = len(flat)
-    square: Tensor = total.double().square()
+    square: Tensor = total.to(widest(total.device)).square()
     return (square - n) / (n * (n - 1))
 
 
 def products(output: Tensor) -> Tensor:
-    """Of samples with one another: square."""
+    """Of samples with one another, a square of real numbers."""
     flat = output.reshape(len(output), -1)
     flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half would overflow
-    return flat @ flat.T
+    return (flat @ flat.mH).real
 
 
 def cosines(products: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ def cosines(products: Tensor) -> Tensor:
 
 def correlation(first: Tensor, later: Tensor) -> Tensor:
     """Of numbers of pairs; 0 if the later ones are all the same, NaN if the first are."""
-    a, b = (values.double() - values.double().mean() for values in (first, later))
+    a, b = (values - values.mean() for values in (first.to(widest(first.device)), later.to(widest(first.device))))
     spread = torch.linalg.vector_norm(a)
     found = (a @ b / (spread * torch.linalg.vector_norm(b))).nan_to_num(0.0)
     return torch.where(spread > _EVEN * len(a) ** 0.5, found, torch.nan)
