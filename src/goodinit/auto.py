@@ -83,7 +83,7 @@ def check(automatic: object, ranks: Ranks, *, center: bool, batches: int) -> Non
 def choose_(
     model: nn.Module, call: Call, options: Options, *, run: Run, make: Make, begin: Callable[[], None]
 ) -> tuple[Scaling, Choice]:
-    """Initialize by each setting in turn until one is good enough; the model is left with the best.
+    """Initialize by each setting in turn until one is good enough; the model is left with that, or what comes nearest to it.
 
     Args:
         model: its weights are drawn once.
@@ -113,11 +113,14 @@ def choose_(
             continue
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
         scaling = scaled(tried)
-        trial, head = _trial(model, call, tried, begin, scaling)
+        begin()
+        trial, head = _trial(model, call, tried, scaling, trials[0] if trials else None)
         trials.append(trial)
-        if _good(trials[-1], trials[0]):
+        if good(trials) and (target, mean) != CANDIDATES[-1]:  # which spares none
+            best = trial
             break
-    best = _best(trials)
+    else:
+        best = unbeaten(trials)
     chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
     scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
     head_std = None if head is None else min(HEAD_STD, best.target_std)
@@ -132,15 +135,14 @@ def _head(scaling: Scaling, probe: Probe) -> str | None:
     return None if last is None or (scaling.last_again and probe.feeds(last.key)) else last.name
 
 
-def _good(trial: Trial, papers: Trial) -> bool:
-    """Whether no other needs to be tried."""
-    return trial.decades <= ENOUGH and (trial is papers or trial.decades <= papers.decades - CLEARLY)
+def good(trials: Sequence[Trial]) -> bool:
+    """Whether, with the last of these, no other needs to be tried."""
+    papers, last = trials[0], trials[-1]
+    return last.decades <= ENOUGH and (last is papers or last.decades <= papers.decades - CLEARLY)
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
-    """The last if it is good enough; else the first that none is clearly better than."""
-    if _good(trials[-1], trials[0]):
-        return trials[-1]
+def unbeaten(trials: Sequence[Trial]) -> Trial:
+    """The first that none is clearly better than."""
     least = min(trial.decades for trial in trials)
     return next(trial for trial in trials if trial.decades <= least + CLEARLY)
 
@@ -152,8 +154,8 @@ def _reason(best: Trial, trials: Sequence[Trial]) -> str:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
     if best.decades <= ENOUGH:
         return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
-    good = ", and not good" if best.decades > _BAD else ""
-    return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried{good}"
+    good = ", which is not good" if best.decades > _BAD else ""
+    return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{good}"
 
 
 def _trouble(trial: Trial) -> str:
@@ -172,9 +174,8 @@ def _alike(one: Trial, other: Trial) -> bool:
     return abs(one.decades - other.decades) < _SAME
 
 
-def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], None], scaling: Scaling) -> tuple[Trial, str | None]:
-    """Measure the model as ``scaling`` left it; which weight makes its output."""
-    begin()
+def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, papers: Trial | None) -> tuple[Trial, str | None]:
+    """Measure the model as ``scaling`` left it, by what could be measured of the paper's; which weight makes its output."""
     probe = Probe()
     with torch.enable_grad():
         with intercept(model, probe):
@@ -188,7 +189,8 @@ def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], Non
     forward_ratio = None if forward is None else 1 / forward
     distinct = None if distinct is None else 1 / distinct
     likeness = _mean([max(c, 0.0) for c in likenesses if c == c])  # noqa: PLR0124 - NaN is not itself
-    lost = None if likeness is None else max(likeness, _FORGOTTEN)
+    counts = (likeness if papers is None else papers.likeness) is not None
+    lost = max(likeness or 0.0, _FORGOTTEN) if counts else None
     terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
     measured = ratio, _mean(similarities[-_quarter(similarities) :]), distinct, forward_ratio, sum(terms), likeness
@@ -207,8 +209,10 @@ def _ratio(values: Sequence[float]) -> float | None:
     """Geometric mean of the first quarter over that of the last one; None of too few."""
     if len(values) < 2:
         return None
+    if not all(map(math.isfinite, values)):
+        return _MOST
     n = _quarter(values)
-    kept = [min(max(v, _LEAST), _MOST) if v == v else _MOST for v in values]  # noqa: PLR0124 - NaN is not itself
+    kept = [min(max(v, _LEAST), _MOST) for v in values]
     first, last = (math.exp(sum(map(math.log, some)) / n) for some in (kept[:n], kept[-n:]))
     return first / last
 
@@ -224,7 +228,7 @@ class Probe:
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
         self._similarities: list[Tensor] = []
-        self._products: list[tuple[int, Tensor]] = []
+        self._products: list[tuple[int, Tensor | None]] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -237,12 +241,19 @@ class Probe:
             self._seen.add(operation.weight.key)
             place = len(self._stds)
             self._stds.append(output.detach().std(correction=0))
-            if output.dim() > 1 and len(output) > 1:
-                self._similarities.append(similarity(output.detach()))
-                self._products.append((len(output), products(output.detach()[:_MANY])))
+            self._compare(operation, output.detach())
             if output.requires_grad:
                 output.register_hook(partial(self._note, place))  # before the output is overwritten in place
         return output
+
+    def _compare(self, operation: Operation, output: Tensor) -> None:
+        samples = len(output) if output.dim() > (1 if operation.channels is None else -operation.channels.output_axis) else 0
+        if samples < 2:
+            self._products.append((0, None))
+            return
+        with torch.autocast(output.device.type, enabled=False):
+            self._similarities.append(similarity(output))
+            self._products.append((samples, products(output[:_MANY])))
 
     def _note(self, place: int, gradient: Tensor) -> None:
         self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
@@ -258,13 +269,13 @@ class Probe:
 
     def _correlations(self) -> list[Tensor]:
         """Of the last quarter of the operators that see samples as the first does, the last of all left out."""
-        samples, first = self._products[0] if self._products else (0, None)
-        later = [some for n, some in self._products[1:] if n == samples]
-        hidden = later[:-1] if len(later) > 1 else later
-        if first is None or samples < _FEW or not hidden:
+        hidden = self._products[:-1]
+        samples, first = hidden[0] if hidden else (0, None)
+        later = [some for n, some in hidden[1:] if n == samples and some is not None]
+        if first is None or samples < _FEW or not later:
             return []
         pairs = cosines(first)
-        return [correlation(pairs, cosines(some.to(first.device))) for some in hidden[-_quarter(hidden) :]]
+        return [correlation(pairs, cosines(some.to(first.device))) for some in later[-_quarter(later) :]]
 
     def feeds(self, key: Key) -> bool:
         """Whether a later operator's output depends on that of the weight's first use; True if autograd does not know."""

@@ -28,8 +28,9 @@ class Trial:
     in the last as in the first, and from samples that are alike in the last where they are alike in the first: the powers of ten,
     added up."""
     likeness: float | None = None
-    """Whether samples that are alike in the first layer are those that are alike in the last ones: correlation, over pairs of
-    samples, of their cosines there. 1: just those; 0: which ones is forgotten. None where too few samples tell."""
+    """Whether samples that are alike in the first layer are those that are alike in the last ones before the output: correlation,
+    over pairs of samples, of their cosines there; below 0 counts as 0. 1: just those; 0: which ones is forgotten. None where
+    fewer than eight samples or three layers tell, or all pairs are equally alike in the first."""
 
     def __str__(self) -> str:
         gradient = "not measured" if self.gradient_ratio is None else f"{self.gradient_ratio:.2g}"
