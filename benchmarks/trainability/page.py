@@ -157,13 +157,13 @@ def _against(summary: Summary, name: str, title: str, what: str) -> str:
     for task, (verdict, mine, other) in found.items():
         lines.append([task, verdict, _value(mine), f"{_value(other)} (`{other.contestant}`)"])
     untrained = [
-        f"{task} ({', '.join(f'`{s.contestant}`' for s in standings if s.trains and not CONTESTANTS[s.contestant].variant)} does)"
+        f"{task} (but {', '.join(f'`{s.contestant}`' for s in standings if s.trains and not CONTESTANTS[s.contestant].variant)})"
         for task, standings in summary.standings.items()
         if any(s.trains and not CONTESTANTS[s.contestant].variant for s in standings)
         and not all(s.trains for s in standings if s.contestant == name)
     ]
     all_train = "It trains every task that any contestant trains that leaves the network as it is."
-    fails = f"It does not train: {'; '.join(untrained)}." if untrained else all_train
+    fails = f"It does not train {'; '.join(untrained)}." if untrained else all_train
     return (
         f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} "
         f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
