@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import nn
 
-from goodinit import OptionError, Report, lsuv_
-from goodinit.auto import ENOUGH, similarity, tensors_in
-from goodinit.choice import Choice
+from goodinit import OptionError, Report, auto, lsuv_
+from goodinit.auto import CLEARLY, correlation, cosines, products, similarity, tensors_in
+from goodinit.choice import Choice, Trial
 from nets import assert_same, build, mlp, snapshot, surroundings
 
 
@@ -39,8 +41,24 @@ def test_deep_networks_get_what_keeps_gradients_and_differences(activation, expe
     model, x = deep(activation, depth=100)
     choice = lsuv_(model, x, target_std="auto").choice
     assert (choice.target_std, choice.target_mean) in expected
-    assert choice.trials[-1].decades <= ENOUGH < choice.trials[0].decades
+    least = min(trial.decades for trial in choice.trials)
+    assert least < 0.7 < 1.5 < choice.trials[0].decades
+    setting = (choice.target_std, choice.center, choice.target_mean)
+    chosen = next(t for t in choice.trials if (t.target_std, t.center, t.target_mean) == setting)
+    assert chosen.decades <= least + CLEARLY
     assert "at the paper's target" in choice.reason
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_likeness_tells_a_good_setting_from_one_that_makes_all_samples_unlike(seed):
+    x = torch.tensor(load_digits().data[64 * seed :][:64], dtype=torch.float32)
+    torch.manual_seed(seed)
+    model = mlp(*[64] * 30, 10, activation=nn.GELU)
+    choice = lsuv_(model, (x - x.mean()) / x.std(), target_std="auto").choice
+    assert (choice.target_std, choice.center, choice.target_mean) == (1, True, 2)
+    assert choice.trials[0].likeness < 0.3
+    assert choice.trials[-1].likeness > 0.7
+    assert "which samples are alike is forgotten" in choice.reason
 
 
 class Noisy(nn.Tanh):
@@ -81,7 +99,8 @@ def test_where_nothing_helps_the_papers_target_stays():
     assert_same(plain.state_dict(), model.state_dict())
 
 
-def test_what_is_measured():
+def test_what_is_measured(monkeypatch):
+    monkeypatch.setattr(auto, "CANDIDATES", auto.CANDIDATES[:1])  # so that the model is left as it was measured
     model, x = deep(nn.Tanh, depth=12)
     trial = lsuv_(model, x, target_std="auto").choice.trials[0]
     outputs, z = [], x
@@ -103,6 +122,16 @@ def test_what_is_measured():
     away = (1 - alike).log()
     assert trial.distinct == pytest.approx((away[-3:].mean() - away[:3].mean()).exp().item(), rel=1e-3)
     assert trial.forward_ratio == pytest.approx(1, rel=1e-4)
+
+    def pairs(out):
+        rows = nn.functional.normalize(out.detach()[:32].double())
+        one, other = torch.triu_indices(32, 32, 1)
+        return (rows @ rows.T)[one, other]
+
+    kept = [torch.corrcoef(torch.stack([pairs(outputs[0]), pairs(out)]))[0, 1] for out in outputs[1:]]
+    assert trial.likeness == pytest.approx(torch.stack(kept[-3:-1]).mean().item(), rel=1e-3)
+    terms = (trial.gradient_ratio, trial.distinct, trial.forward_ratio, max(trial.likeness, 0.1))
+    assert trial.decades == pytest.approx(sum(abs(math.log10(term)) for term in terms))
 
 
 @pytest.mark.parametrize("name", ["normalized", "residual", "branches", "functional", "attention", "volume"])
@@ -249,6 +278,86 @@ def test_similarity_is_the_mean_cosine_of_distinct_samples():
     assert similarity(torch.ones(5, 3)).item() == pytest.approx(1)
     assert similarity(torch.eye(4)).item() == pytest.approx(0, abs=1e-6)
     assert similarity(torch.tensor([[1.0, 0], [-2, 0]])).item() == pytest.approx(-1)
+
+
+def test_cosines_of_pairs_and_their_correlation():
+    x = torch.tensor([[1.0, 0], [2, 2], [0, -3]])
+    assert cosines(products(x)).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-6)
+    assert cosines(products(300 * x.half())).tolist() == pytest.approx([0.5**0.5, 0, -(0.5**0.5)], abs=1e-3)
+    assert cosines(products(torch.tensor([[1, 1j], [1j, -1], [1, 1]]))).tolist() == pytest.approx([0, 0.5, -0.5], abs=1e-6)
+    first = torch.tensor([0.1, 0.5, 0.9])
+    assert correlation(first, 0.2 + 0.1 * first).item() == pytest.approx(1)
+    assert correlation(first, -first).item() == pytest.approx(-1)
+    assert correlation(first, torch.ones(3)).item() == 0
+    assert correlation(torch.ones(3), first).isnan()
+
+
+def trials(*decades):
+    settings = zip(auto.CANDIDATES, decades, strict=False)  # of fewer than all
+    return [Trial(target, mean is not None, mean or 0.0, None, None, None, None, off) for (target, mean), off in settings]
+
+
+@pytest.mark.parametrize(
+    ("decades", "expected"),
+    [([0.5], True), ([0.51], False), ([0.7, 0.46], False), ([0.7, 0.44], True), ([3, 2, 0.6], False), ([3, 2, 0.5], True)],
+)
+def test_good_enough(decades, expected):
+    assert auto.good(trials(*decades)) is expected
+
+
+@pytest.mark.parametrize(
+    ("decades", "expected"),
+    [([2, 0.52, 0.9, 0.9, 1, 0.48], 1), ([0.72, 0.6, 0.9, 0.9, 1, 0.48], 0), ([2, 1.2, 0.78, 0.9, 1, 0.5], 5), ([9, 8, 7], 2)],
+)
+def test_the_first_that_none_is_clearly_better_than(decades, expected):
+    given = trials(*decades)
+    assert auto.unbeaten(given) is given[expected]
+
+
+def test_autocast_does_not_touch_what_is_measured():
+    """Products of samples with more than 65,504 elements overflow half precision."""
+    torch.manual_seed(0)
+    model, x = mlp(*[64] * 4, activation=nn.ReLU), torch.randn(8, 1100, 64) + torch.randn(8, 1, 64)
+    again = copy.deepcopy(model)
+    plain = lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(0)).choice
+    with torch.autocast("cpu", torch.float16):
+        half = lsuv_(again, x, target_std="auto", generator=torch.Generator().manual_seed(0)).choice
+    assert half.trials[0].likeness == pytest.approx(plain.trials[0].likeness, abs=0.02)
+    assert half.trials[0].similarity == pytest.approx(plain.trials[0].similarity, abs=0.01)
+
+
+def test_channels_of_an_image_without_a_batch_are_no_samples():
+    torch.manual_seed(0)
+    model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())])
+    trial = lsuv_(model, torch.randn(8, 9, 9), target_std="auto").choice.trials[0]
+    assert (trial.likeness, trial.similarity, trial.distinct) == (None, None, None)
+
+
+def test_two_layers_have_no_hidden_ones_to_compare():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1))
+    assert lsuv_(model, torch.randn(64, 16), target_std="auto").choice.trials[0].likeness is None
+
+
+def test_a_gradient_that_is_not_finite_is_off_most():
+    model = mlp(*[16] * 5, activation=nn.Tanh)
+
+    def forward(model, x):
+        return (model(x) - model(x).detach()).square().sum().sqrt()  # whose slope at 0 is NaN
+
+    choice = lsuv_(model, torch.randn(32, 16), target_std="auto", forward=forward).choice
+    assert choice.trials[0].decades > 29
+    assert "which is not good" in choice.reason or "nothing that was tried is clearly better" in choice.reason
+
+
+def test_batches_that_say_nothing_of_likeness():
+    torch.manual_seed(0)
+    model = mlp(*[16] * 4, activation=nn.Tanh)
+    few, orthogonal = torch.randn(7, 16), torch.eye(16)
+    for x, expected in ((few, "likeness kept not measured"), (orthogonal, "likeness kept not measured")):
+        (trial,) = lsuv_(copy.deepcopy(model), x, target_std="auto").choice.trials
+        assert trial.likeness is None
+        assert expected in str(trial)
 
 
 def test_tensors_are_found_in_any_container():

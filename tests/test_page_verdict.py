@@ -47,14 +47,14 @@ def test_each_status_that_is_not_as_hoped_has_a_note_the_gravest_first():
 
 def test_what_could_not_be_done_and_what_auto_chose():
     first, second = report("scaled", "scaled").records
-    trial = Trial(1.0, False, 0.0, 250.0, 0.5, 0.1, 1.0, 3.4)
+    trial = Trial(1.0, False, 0.0, 250.0, 0.5, 0.1, 1.0, 3.4, 0.5)
     choice = Choice(0.5, True, 0.0, "l1.weight", 0.1, "the gradient keeps its size", (trial,), 9)
     noted = tuple(replace(record, note="no bias to centre") for record in (first, second))
     note, auto = verdict_of_report(Report(noted, 1, 0.1, 0.05, choice=choice)).notes
     assert (note.names, note.text) == (("l0.weight", "l1.weight"), "2 weights: no bias to centre.")
     assert auto.names == ("l1.weight",)
     assert auto.text == "target_std=0.5, center=True, 'l1.weight' 0.1: the gradient keeps its size."
-    assert auto.advice.startswith("Tried: target_std=1: gradient ratio 2.5e+02, samples distinct 0.1.")
+    assert auto.advice.startswith("Tried: target_std=1: gradient ratio 2.5e+02, samples distinct 0.1, likeness kept 0.5.")
 
 
 def test_of_a_signal_its_findings():

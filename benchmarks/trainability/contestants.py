@@ -145,7 +145,7 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("he", "He et al. 2015, with the gain of the non-linearity", _scheme("he"), core=True),
         Contestant("orthonormal", "Saxe et al. 2014", _scheme("orthonormal"), core=True),
         Contestant("lsuv", "lsuv_(model, x): the paper", _lsuv(), core=True),
-        Contestant("lsuv-auto", 'lsuv_(…, target_std="auto")', _lsuv(target_std="auto"), revision="small head", core=True),
+        Contestant("lsuv-auto", 'lsuv_(…, target_std="auto")', _lsuv(target_std="auto"), revision="likeness", core=True),
         Contestant("lsuv-0.3", "lsuv_(…, target_std=0.3)", _lsuv(target_std=0.3)),
         Contestant("lsuv-0.1", "lsuv_(…, target_std=0.1)", _lsuv(target_std=0.1)),
         Contestant("lsuv-centred", "lsuv_(…, center=True)", _lsuv(center=True)),

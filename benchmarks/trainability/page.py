@@ -157,13 +157,13 @@ def _against(summary: Summary, name: str, title: str, what: str) -> str:
     for task, (verdict, mine, other) in found.items():
         lines.append([task, verdict, _value(mine), f"{_value(other)} (`{other.contestant}`)"])
     untrained = [
-        f"{task} ({', '.join(f'`{s.contestant}`' for s in standings if s.trains and not CONTESTANTS[s.contestant].variant)} does)"
+        f"{task} (but {', '.join(f'`{s.contestant}`' for s in standings if s.trains and not CONTESTANTS[s.contestant].variant)})"
         for task, standings in summary.standings.items()
         if any(s.trains and not CONTESTANTS[s.contestant].variant for s in standings)
         and not all(s.trains for s in standings if s.contestant == name)
     ]
     all_train = "It trains every task that any contestant trains that leaves the network as it is."
-    fails = f"It does not train: {'; '.join(untrained)}." if untrained else all_train
+    fails = f"It does not train {'; '.join(untrained)}." if untrained else all_train
     return (
         f"## {title}\n\n{what} It wins on {counts['wins']}, ties on {counts['ties']}, loses on {counts['loses']} of {len(found)} "
         f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
@@ -249,7 +249,8 @@ def _options(summary: Summary) -> str:
 
 def _costs(summary: Summary) -> str:
     names = ["lsuv", "lsuv-auto", "lsuv-package", "anyinit-empirical", "gradinit"]
-    lines, long = [], []
+    lines: list[list[str]] = []
+    ours: dict[str, list[tuple[float, float, str]]] = {"lsuv": [], _OURS: []}
     for task in TASKS.values():
         cells = []
         for name in names:
@@ -260,23 +261,26 @@ def _costs(summary: Summary) -> str:
                 continue
             share = steps / task.steps
             cells.append(f"{cell.init_seconds():.3f} s, {steps:.1f} steps, {share:.1%}")
-            if name == _OURS:
-                long.append((steps, share, task.name))
+            if name in ours:
+                ours[name].append((steps, share, task.name))
         if any(cell != "·" for cell in cells):
             lines.append([task.name, *cells])
     if not lines:
         return ""
-    text = ""
-    if long:
-        steps, share = statistics.median(s for s, *_ in long), statistics.median(s for _, s, _ in long)
-        most, worst, where = max(long)
-        text = (
-            f' `target_std="auto"` costs as much as {steps:.0f} training steps (median), {most:.0f} at most ({where}): '
-            f"{share:.1%} of these short runs (median), {worst:.1%} there; so under 1 % of a run of {100 * most:,.0f} steps."
-        )
+    text = "".join(_cost(CONTESTANTS[name].about.split(":")[0], found) for name, found in ours.items() if found)
     return (
         "## What it costs\n\nSeconds of initialization, how many training steps they would have bought, and as a share of the "
         f"whole run: medians over the runs.{text}\n\n" + table(["task", *(f"`{n}`" for n in names)], lines)
+    )
+
+
+def _cost(call: str, found: Sequence[tuple[float, float, str]]) -> str:
+    steps, share = statistics.median(s for s, *_ in found), statistics.median(s for _, s, _ in found)
+    most, worst, where = max(found)
+    return (
+        f" `{call}` costs as much as {steps:.1f} training steps (median), {most:.0f} at most ({where}): {share:.1%} of these "
+        f"short runs (median), {worst:.1%} there. So it is under 1 % of any run of {100 * most:,.0f} steps, and on half of the "
+        f"tasks of one of {100 * steps:,.0f}."
     )
 
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from goodinit import init_, lsuv_
-from goodinit.auto import similarity
+from goodinit.auto import correlation, cosines, products, similarity
 from goodinit.files import write_whole
 from goodinit.paper.files import read_lines
 from goodinit.paper.provenance import commit, machine, versions
@@ -47,7 +47,7 @@ def measure(seed: int = 0) -> Iterator[dict[str, Any]]:
                 init_(net, "he", nonlinearity="tanh" if activation == "tanh" else "relu")
             else:
                 choice = lsuv_(net, x, **SETTINGS[setting]).choice
-            stds, similarities, gradients = layers(net, x)
+            stds, similarities, gradients, likeness = layers(net, x)
             yield {
                 "activation": activation,
                 "setting": setting,
@@ -58,6 +58,7 @@ def measure(seed: int = 0) -> Iterator[dict[str, Any]]:
                 "std": stds,
                 "similarity": similarities,
                 "gradient": gradients,
+                "likeness": likeness,
                 "chosen": None if choice is None else str(choice).splitlines()[0],
             }
 
@@ -69,8 +70,10 @@ def write_rows(path: Path) -> None:
     write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
-def layers(net: nn.Sequential, x: Tensor) -> tuple[list[float], list[float], list[float]]:
-    """Of the linear layers: std of the output, mean cosine of distinct samples, norm of the gradient for random cotangents."""
+def layers(net: nn.Sequential, x: Tensor) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Of the linear layers: std of the output, mean cosine of distinct samples, norm of the gradient for random cotangents, and
+    the correlation of the cosines of pairs with those in the first.
+    """
     outputs, z = [], x
     for layer in net:
         z = layer(z)
@@ -79,8 +82,11 @@ def layers(net: nn.Sequential, x: Tensor) -> tuple[list[float], list[float], lis
             outputs.append(z)
     z.backward(torch.randn(z.shape, generator=torch.Generator().manual_seed(0)))
     gradients = [out.grad.norm().item() for out in outputs if out.grad is not None]
-    found = [out.detach().std().item() for out in outputs], [similarity(out.detach()).item() for out in outputs], gradients
-    return tuple([float(f"{v:.5g}") for v in values] for values in found)  # type: ignore[return-value]  # three of them
+    values = [out.detach() for out in outputs]
+    first = cosines(products(values[0]))
+    likeness = [correlation(first, cosines(products(value))).item() for value in values]
+    found = [value.std().item() for value in values], [similarity(value).item() for value in values], gradients, likeness
+    return tuple([float(f"{v:.5g}") for v in some] for some in found)  # type: ignore[return-value]  # four of them
 
 
 def write_theory(rows: Path, docs: Path) -> None:
@@ -124,7 +130,8 @@ def _table(rows: Sequence[Row]) -> str:
         "std, last hidden layer",
         "gradient, first layer / last hidden",
         "cosine of samples, first layer",
-        "last",
+        "last hidden",
+        "likeness, first and last hidden",
     ]
     lines = []
     for row in rows:
@@ -132,8 +139,7 @@ def _table(rows: Sequence[Row]) -> str:
         chosen = f": {row['chosen'].split(':')[1].strip()}" if row["chosen"] else ""
         first, last = row["similarity"][0], row["similarity"][-2]
         ratio = gradients[0] / gradients[-2] if gradients[-2] else math.nan
-        lines.append(
-            [row["activation"], f"`{setting}`{chosen}", f"{row['std'][-2]:.2g}", f"{ratio:.2g}", f"{first:.2f}", f"{last:.2f}"]
-        )
+        cells = f"{row['std'][-2]:.2g}", f"{ratio:.2g}", f"{first:.2f}", f"{last:.2f}", f"{row['likeness'][-2]:.2f}"
+        lines.append([row["activation"], f"`{setting}`{chosen}", *cells])
     rows_ = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *lines)]
     return "\n".join(rows_)

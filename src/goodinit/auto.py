@@ -1,10 +1,10 @@
 """``target_std="auto"``: the target, and whether to centre, by what a forward and a backward pass show.
 
 The std of outputs is half of the story. Where every layer's output has the std 1, gradients may still grow or vanish on their
-way back, and samples may come to look alike on their way through (Poole et al. 2016, Schoenholz et al. 2017). Layers that are
-nearly linear on the data mend both (Pennington et al. 2017): smooth non-linearities are at a smaller target, ReLU where its
-input's mean is two stds above 0. So settings are tried in turn, the paper's first, and the first that is good enough is taken:
-the least linear one. Whichever it is, the model's output begins small.
+way back, and samples may come to look alike on their way through, or all equally unlike (Poole et al. 2016, Schoenholz et al.
+2017). Layers that are nearly linear on the data mend all of it (Pennington et al. 2017): smooth non-linearities are at a smaller
+target, ReLU and GELU where their input's mean is one or two stds above 0. So settings are tried in turn, the paper's first, and
+the first that is good enough is taken. Whichever it is, the model's output begins small.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,20 +27,32 @@ from goodinit.interception.intercept import intercept
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
+from goodinit.moments import widest
 from goodinit.options import Options
 from goodinit.processes.ranks import Ranks
 from goodinit.scaling import Drawn, Scaling
 
-CANDIDATES: tuple[tuple[float, float | None], ...] = ((1.0, None), (0.3, None), (0.1, None), (1.0, 0.0), (1.0, 2.0))
+CANDIDATES: tuple[tuple[float, float | None], ...] = (
+    *((1.0, None), (0.3, None)),
+    *((1.0, 0.0), (1.0, 1.0), (1.0, 2.0)),
+    (0.1, None),
+)
 """Targets, and the means to centre at (None: not centred), in the order in which they are tried."""
-ENOUGH = 0.75
+ENOUGH = 0.5
 """Decades that a setting may be off by to be taken at once."""
 CLEARLY = 0.25
-"""Decades by which another has to be better than the paper's."""
+"""Decades by which another has to be better than one that is tried before it."""
 
 HEAD_STD = 0.1
 """The largest std of the model's output: what an untrained network says should not weigh."""
 _SAME = 0.01
+_BAD = 1.0
+# Samples whose pairs are compared; fewer than the first say nothing, more than the second cost more than they say.
+_FEW, _MANY = 8, 32
+# Cosines nearer together than this, in the first layer, are no order of pairs.
+_EVEN = 1e-4
+# Correlations below this are chance.
+_FORGOTTEN = 0.1
 _LEAST, _MOST = 1e-30, 1e30
 
 Run = Callable[[Call, Scaling], object]
@@ -70,7 +83,7 @@ def check(automatic: object, ranks: Ranks, *, center: bool, batches: int) -> Non
 def choose_(
     model: nn.Module, call: Call, options: Options, *, run: Run, make: Make, begin: Callable[[], None]
 ) -> tuple[Scaling, Choice]:
-    """Initialize by each setting in turn until one is good enough; the model is left with the best.
+    """Initialize by each setting in turn until one is good enough; the model is left with that, or what comes nearest to it.
 
     Args:
         model: its weights are drawn once.
@@ -96,15 +109,18 @@ def choose_(
     trials: list[Trial] = []
     head: str | None = None
     for target, mean in CANDIDATES:
-        if mean is None and len(trials) == 2 and _alike(*trials):  # all targets are: ReLU
+        if mean is None and len(trials) > 2 and _alike(*trials[:2]):  # all targets are: ReLU
             continue
         tried = replace(options, target_std=target, center=mean is not None, target_mean=mean or 0.0)
         scaling = scaled(tried)
-        trial, head = _trial(model, call, tried, begin, scaling)
+        begin()
+        trial, head = _trial(model, call, tried, scaling, trials[0] if trials else None)
         trials.append(trial)
-        if _good(trials[-1], trials[0]):
+        if good(trials) and (target, mean) != CANDIDATES[-1]:  # which spares none
+            best = trial
             break
-    best = _best(trials)
+    else:
+        best = unbeaten(trials)
     chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
     scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
     head_std = None if head is None else min(HEAD_STD, best.target_std)
@@ -119,27 +135,27 @@ def _head(scaling: Scaling, probe: Probe) -> str | None:
     return None if last is None or (scaling.last_again and probe.feeds(last.key)) else last.name
 
 
-def _good(trial: Trial, papers: Trial) -> bool:
-    """Whether no other needs to be tried."""
-    return trial.decades <= ENOUGH and (trial is papers or trial.decades <= papers.decades - CLEARLY)
+def good(trials: Sequence[Trial]) -> bool:
+    """Whether, with the last of these, no other needs to be tried."""
+    papers, last = trials[0], trials[-1]
+    return last.decades <= ENOUGH and (last is papers or last.decades <= papers.decades - CLEARLY)
 
 
-def _best(trials: Sequence[Trial]) -> Trial:
-    """The last if it is good enough; else the one that is off least, the paper's if it is nearly as good."""
-    if _good(trials[-1], trials[0]):
-        return trials[-1]
-    least = min(trials, key=lambda trial: trial.decades)
-    return trials[0] if trials[0].decades <= least.decades + CLEARLY else least
+def unbeaten(trials: Sequence[Trial]) -> Trial:
+    """The first that none is clearly better than."""
+    least = min(trial.decades for trial in trials)
+    return next(trial for trial in trials if trial.decades <= least + CLEARLY)
 
 
 def _reason(best: Trial, trials: Sequence[Trial]) -> str:
     if best is trials[0] and len(trials) == 1:
         return "at the paper's target gradients and the differences between samples are kept well enough through the layers"
-    if best.decades <= ENOUGH:
-        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
     if best is trials[0]:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
-    return f"at the paper's target {_trouble(trials[0])}; this is the best of what was tried, and not good"
+    if best.decades <= ENOUGH:
+        return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
+    good = ", which is not good" if best.decades > _BAD else ""
+    return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{good}"
 
 
 def _trouble(trial: Trial) -> str:
@@ -148,7 +164,9 @@ def _trouble(trial: Trial) -> str:
         parts.append(f"gradients are {trial.gradient_ratio:.2g} times as large in the first layers as in the last")
     if trial.distinct is not None and trial.distinct < 0.3:
         parts.append(f"the layers leave {trial.distinct:.1%} of the distance between samples")
-    return " and ".join(parts) or "the signal is not kept"
+    if trial.likeness is not None and trial.likeness < 0.3:
+        parts.append(f"which samples are alike is forgotten (correlation {trial.likeness:.2f})")
+    return " and ".join(parts) or "the signal is not kept well"
 
 
 def _alike(one: Trial, other: Trial) -> bool:
@@ -156,38 +174,45 @@ def _alike(one: Trial, other: Trial) -> bool:
     return abs(one.decades - other.decades) < _SAME
 
 
-def _trial(model: nn.Module, call: Call, tried: Options, begin: Callable[[], None], scaling: Scaling) -> tuple[Trial, str | None]:
-    """Measure the model as ``scaling`` left it; which weight makes its output."""
-    begin()
+def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, papers: Trial | None) -> tuple[Trial, str | None]:
+    """Measure the model as ``scaling`` left it, by what could be measured of the paper's; which weight makes its output."""
     probe = Probe()
     with torch.enable_grad():
         with intercept(model, probe):
             result = call(model)
         differentiate(result, [p for p in model.parameters() if p.requires_grad])
-    stds, similarities, gradients = probe.numbers()
+    stds, similarities, gradients, likenesses = probe.numbers()
     ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
     forward = _ratio(stds)
     alike = [1 - s for s in similarities]
-    distinct, last = _ratio(alike), similarities[-_quarter(similarities) :]
+    distinct = _ratio(alike)
     forward_ratio = None if forward is None else 1 / forward
     distinct = None if distinct is None else 1 / distinct
-    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio)]
+    likeness = _mean([max(c, 0.0) for c in likenesses if c == c])  # noqa: PLR0124 - NaN is not itself
+    counts = (likeness if papers is None else papers.likeness) is not None
+    lost = max(likeness or 0.0, _FORGOTTEN) if counts else None
+    terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
-    similarity_ = sum(last) / len(last) if last else None
-    trial = Trial(tried.target_std, tried.center, tried.target_mean, ratio, similarity_, distinct, forward_ratio, sum(terms))
-    return trial, _head(scaling, probe)
+    measured = ratio, _mean(similarities[-_quarter(similarities) :]), distinct, forward_ratio, sum(terms), likeness
+    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), _head(scaling, probe)
 
 
-def _quarter(values: Sequence[float]) -> int:
+def _quarter(values: Sequence[object]) -> int:
     return max(1, len(values) // 4)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def _ratio(values: Sequence[float]) -> float | None:
     """Geometric mean of the first quarter over that of the last one; None of too few."""
     if len(values) < 2:
         return None
+    if not all(map(math.isfinite, values)):
+        return _MOST
     n = _quarter(values)
-    kept = [min(max(v, _LEAST), _MOST) if v == v else _MOST for v in values]  # noqa: PLR0124 - NaN is not itself
+    kept = [min(max(v, _LEAST), _MOST) for v in values]
     first, last = (math.exp(sum(map(math.log, some)) / n) for some in (kept[:n], kept[-n:]))
     return first / last
 
@@ -203,6 +228,7 @@ class Probe:
     def __init__(self) -> None:
         self._stds: list[Tensor] = []
         self._similarities: list[Tensor] = []
+        self._products: list[tuple[int, Tensor | None]] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -215,21 +241,41 @@ class Probe:
             self._seen.add(operation.weight.key)
             place = len(self._stds)
             self._stds.append(output.detach().std(correction=0))
-            if output.dim() > 1 and len(output) > 1:
-                self._similarities.append(similarity(output.detach()))
+            self._compare(operation, output.detach())
             if output.requires_grad:
                 output.register_hook(partial(self._note, place))  # before the output is overwritten in place
         return output
 
+    def _compare(self, operation: Operation, output: Tensor) -> None:
+        samples = len(output) if output.dim() > (1 if operation.channels is None else -operation.channels.output_axis) else 0
+        if samples < 2:
+            self._products.append((0, None))
+            return
+        with torch.autocast(output.device.type, enabled=False):
+            self._similarities.append(similarity(output))
+            self._products.append((samples, products(output[:_MANY])))
+
     def _note(self, place: int, gradient: Tensor) -> None:
         self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
 
-    def numbers(self) -> tuple[list[float], list[float], list[float]]:
-        """Stds, similarities and norms of gradients, each in the order of the operators; only now is the device waited for."""
+    def numbers(self) -> tuple[list[float], ...]:
+        """Stds, similarities and norms of gradients of all operators in their order, and correlations, over pairs, of the last
+        ones with the first; only now is the device waited for.
+        """
         gradients = [self._gradients[place] for place in sorted(self._gradients)]
-        values = fetched([*self._stds, *self._similarities, *gradients])
-        first, second = len(self._stds), len(self._stds) + len(self._similarities)
-        return values[:first], values[first:second], values[second:]
+        kinds = self._stds, self._similarities, gradients, self._correlations()
+        values = iter(fetched([number for kind in kinds for number in kind]))
+        return tuple(list(islice(values, len(kind))) for kind in kinds)
+
+    def _correlations(self) -> list[Tensor]:
+        """Of the last quarter of the operators that see samples as the first does, the last of all left out."""
+        hidden = self._products[:-1]
+        samples, first = hidden[0] if hidden else (0, None)
+        later = [some for n, some in hidden[1:] if n == samples and some is not None]
+        if first is None or samples < _FEW or not later:
+            return []
+        pairs = cosines(first)
+        return [correlation(pairs, cosines(some.to(first.device))) for some in later[-_quarter(later) :]]
 
     def feeds(self, key: Key) -> bool:
         """Whether a later operator's output depends on that of the weight's first use; True if autograd does not know."""
@@ -254,8 +300,30 @@ def similarity(output: Tensor) -> Tensor:
     sizes = torch.linalg.vector_norm(flat, dim=1)
     total = torch.linalg.vector_norm((1 / sizes.clamp_min(torch.finfo(sizes.dtype).tiny)).to(flat.dtype) @ flat)
     n = len(flat)
-    square: Tensor = total.double().square()
+    square: Tensor = total.to(widest(total.device)).square()
     return (square - n) / (n * (n - 1))
+
+
+def products(output: Tensor) -> Tensor:
+    """Of samples with one another, a square of real numbers."""
+    flat = output.reshape(len(output), -1)
+    flat = flat.to(torch.promote_types(flat.dtype, torch.float32))  # half would overflow
+    return (flat @ flat.mH).real
+
+
+def cosines(products: Tensor) -> Tensor:
+    """Between distinct samples, a number a pair, from their products."""
+    sizes = products.diagonal().clamp_min(torch.finfo(products.dtype).tiny).sqrt()
+    one, other = torch.triu_indices(len(products), len(products), 1, device=products.device)
+    return (products / sizes / sizes[:, None])[one, other]
+
+
+def correlation(first: Tensor, later: Tensor) -> Tensor:
+    """Of numbers of pairs; 0 if the later ones are all the same, NaN if the first are."""
+    a, b = (values - values.mean() for values in (first.to(widest(first.device)), later.to(widest(first.device))))
+    spread = torch.linalg.vector_norm(a)
+    found = (a @ b / (spread * torch.linalg.vector_norm(b))).nan_to_num(0.0)
+    return torch.where(spread > _EVEN * len(a) ** 0.5, found, torch.nan)
 
 
 def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:

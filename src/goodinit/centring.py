@@ -19,6 +19,7 @@ from goodinit.interception.operation import Channels, Operation, Part
 from goodinit.interception.transforms import is_wrapped
 from goodinit.interception.weights import Weight
 from goodinit.ledger import Outcome
+from goodinit.moments import widest
 from goodinit.options import Options
 from goodinit.outputs import Statistic, merged, statistic
 
@@ -185,7 +186,7 @@ def grouped(z: Tensor, over: tuple[int, ...]) -> Statistic:
     for axis in over:
         n *= z.shape[axis]
     kept = [size for axis, size in enumerate(z.shape) if axis not in over]
-    wide = torch.float32 if z.device.type == "mps" else torch.float64  # MPS has no float64
+    wide = widest(z.device)
     if not over or not z.numel():
         mean = z.detach().reshape(kept) if z.numel() else z.new_zeros(kept)
         mean = mean.to(torch.promote_types(z.dtype, wide))

@@ -24,13 +24,19 @@ class Trial:
     forward_ratio: float | None
     """Std of the outputs of the last layers as a multiple of that of the first ones."""
     decades: float
-    """How far this is from a gradient as large in the first layers as in the last, and from samples as distinct and outputs as
-    large in the last as in the first: the powers of ten, added up."""
+    """How far this is from a gradient as large in the first layers as in the last, from samples as distinct and outputs as large
+    in the last as in the first, and from samples that are alike in the last where they are alike in the first: the powers of ten,
+    added up."""
+    likeness: float | None = None
+    """Whether samples that are alike in the first layer are those that are alike in the last ones before the output: correlation,
+    over pairs of samples, of their cosines there; below 0 counts as 0. 1: just those; 0: which ones is forgotten. None where
+    fewer than eight samples or three layers tell, or all pairs are equally alike in the first."""
 
     def __str__(self) -> str:
         gradient = "not measured" if self.gradient_ratio is None else f"{self.gradient_ratio:.2g}"
         distinct = "not measured" if self.distinct is None else f"{self.distinct:.2g}"
-        return f"{_call(self)}: gradient ratio {gradient}, samples distinct {distinct}"
+        likeness = "not measured" if self.likeness is None else f"{self.likeness:.2g}"
+        return f"{_call(self)}: gradient ratio {gradient}, samples distinct {distinct}, likeness kept {likeness}"
 
 
 @dataclass(frozen=True)

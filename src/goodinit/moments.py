@@ -36,17 +36,22 @@ class Moments(NamedTuple):
         return self.m2 / self.n
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """What sums are kept in: float64, which MPS does not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def moments(z: Tensor) -> Moments:
     """Moments over all elements of ``z`` (float or complex, any shape and strides), in float64."""
     if z.is_complex():
         re, im = moments(z.real), moments(z.imag)
         return Moments(re.n, torch.complex(re.mean, im.mean), re.m2 + im.m2)
     if z.numel() == 0:
-        zero = z.new_zeros((), dtype=torch.float64)
+        zero = z.new_zeros((), dtype=widest(z.device))
         return Moments(0, zero, zero)
     counts, sums = _shifted_sums(z, torch.float64 if z.dtype == torch.float64 else torch.float32)
     n = z.numel()
-    shift, *rest = sums.to(torch.float32 if z.device.type == "mps" else torch.float64).unbind()  # MPS has no float64
+    shift, *rest = sums.to(widest(z.device)).unbind()
     if len(counts) == 1:
         total, square = rest
         mean = total / n

@@ -42,7 +42,7 @@ def init(
         typer.Option(
             metavar="STD",
             help="The std to give outputs: 0.5, or for some weights head=0.1; may be repeated, the first that matches counts. "
-            "auto: chosen, and whether to centre too, by up to eleven forward and five backward passes.",
+            "auto: chosen, and whether to centre too, by up to thirteen forward and six backward passes.",
             show_default="1",
             rich_help_panel=options.WEIGHTS,
         ),
