@@ -1,5 +1,6 @@
 """For all tests: one thread, since on tensors this small several spend their time in waiting for each other."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,9 @@ import user_project
 from processes import Processes
 
 torch.set_num_threads(1)
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would the programs that tests press it in.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
