@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from goodinit import OptionError, Report, auto, lsuv_
 from goodinit.auto import CLEARLY, correlation, cosines, products, similarity, tensors_in
@@ -331,6 +332,50 @@ def test_channels_of_an_image_without_a_batch_are_no_samples():
     model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())])
     trial = lsuv_(model, torch.randn(8, 9, 9), target_std="auto").choice.trials[0]
     assert (trial.likeness, trial.similarity, trial.distinct) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (lambda x: x, 0.1),
+        (lambda x: (x, torch.zeros(64, dtype=torch.int64)), 1.0),
+        (lambda x: (x, torch.zeros(64, dtype=torch.uint8)), 1.0),
+        (lambda x: (x, torch.zeros(64)), 0.1),
+        (lambda x: DataLoader(TensorDataset(x, torch.zeros(64, dtype=torch.int64)), 64), 1.0),
+        (lambda x: [{"x": x, "y": torch.zeros(64, dtype=torch.int64)}], 1.0),
+        (lambda x: [{"x": x, "y": {"a": torch.zeros(64, dtype=torch.int64), "b": torch.zeros(64)}}], 0.1),
+    ],
+)
+def test_the_output_begins_small_unless_the_targets_are_classes(data, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.body(x)))
+
+    model, x = Net(), torch.randn(64, 8)
+    report = lsuv_(model, data(x), target_std="auto")
+    assert model(x).std(correction=0).item() == pytest.approx(expected, rel=1e-3)
+    assert (report.choice.head, report.choice.head_std) == ("head.weight", expected)
+    assert ("'head.weight' 0.1" in str(report)) is (expected < 1)
+
+
+def test_labels_that_the_model_takes_are_targets_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x, labels=None):
+            out = self.head(torch.tanh(self.body(x)))
+            return out if labels is None else {"loss": nn.functional.cross_entropy(out, labels), "logits": out}
+
+    model, x = Net(), torch.randn(64, 8)
+    report = lsuv_(model, {"x": x, "labels": torch.zeros(64, dtype=torch.int64)}, target_std="auto")
+    assert report["head.weight"].std_after == pytest.approx(1)
+    assert lsuv_(model, {"x": x}, target_std="auto")["head.weight"].std_after == pytest.approx(0.1)
 
 
 def test_two_layers_have_no_hidden_ones_to_compare():
