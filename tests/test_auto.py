@@ -293,6 +293,36 @@ def test_cosines_of_pairs_and_their_correlation():
     assert correlation(torch.ones(3), first).isnan()
 
 
+def test_all_are_tried_in_thirteen_passes_where_none_is_good():
+    model, x = deep(nn.SiLU, depth=100)
+    report = lsuv_(model, x, target_std="auto")
+    tried = [(t.target_std, t.target_mean if t.center else None) for t in report.choice.trials]
+    assert tuple(tried) == auto.CANDIDATES
+    assert report.forward_passes == 13
+    assert report.choice.reason.endswith("; nothing that was tried is clearly better than this")
+
+
+def test_the_smallest_target_is_not_tried_where_targets_make_no_difference():
+    model, x = deep(nn.ReLU, depth=100)
+    targets = [trial.target_std for trial in lsuv_(model, x, target_std="auto").choice.trials]
+    assert targets == [1, 0.3, 1, 1, 1]
+
+
+def test_operators_that_see_other_samples_are_not_compared():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inside, self.last = nn.Linear(16, 16), nn.Linear(4, 4), nn.Linear(16, 16)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x))
+            return self.last(torch.tanh(self.inside(x.view(-1, 4))).view(x.shape))
+
+    trial = lsuv_(Windows(), torch.randn(32, 16), target_std="auto").choice.trials[0]
+    assert trial.likeness is None
+    assert trial.distinct is not None
+
+
 def trials(*decades):
     settings = zip(auto.CANDIDATES, decades, strict=False)  # of fewer than all
     return [Trial(target, mean is not None, mean or 0.0, None, None, None, None, off) for (target, mean), off in settings]
