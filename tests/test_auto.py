@@ -338,7 +338,14 @@ def test_good_enough(decades, expected):
 
 @pytest.mark.parametrize(
     ("decades", "expected"),
-    [([2, 0.52, 0.9, 0.9, 1, 0.48], 1), ([0.72, 0.6, 0.9, 0.9, 1, 0.48], 0), ([2, 1.2, 0.78, 0.9, 1, 0.5], 5), ([9, 8, 7], 2)],
+    [
+        ([2, 0.52, 0.9, 0.9, 1, 0.48], 1),
+        ([0.72, 0.6, 0.9, 0.9, 1, 0.48], 0),
+        ([2, 1.2, 0.78, 0.9, 1, 0.5], 5),
+        ([9, 8, 7], 2),
+        ([1.9, 1.7], 1),
+        ([1.84, 1.7], 0),
+    ],
 )
 def test_the_first_that_none_is_clearly_better_than(decades, expected):
     given = trials(*decades)

@@ -42,12 +42,13 @@ ENOUGH = 0.5
 """Decades that a setting may be off by to be taken at once."""
 CLEARLY = 0.25
 """Decades by which another has to be better than one that is tried before it."""
+BAD, BARELY = 1.0, 0.15
+"""Over so many decades a setting is bad, and another need only be better by so many."""
 
 HEAD_STD = 0.1
 """The largest std of the model's output: what an untrained network says should not weigh. Not where it tells classes apart: a
 softmax hears little of it, and a small last layer hands down small gradients."""
 _SAME = 0.01
-_BAD = 1.0
 # Samples whose pairs are compared; fewer than the first say nothing, more than the second cost more than they say.
 _FEW, _MANY = 8, 32
 # Cosines nearer together than this, in the first layer, are no order of pairs.
@@ -145,7 +146,7 @@ def good(trials: Sequence[Trial]) -> bool:
 def unbeaten(trials: Sequence[Trial]) -> Trial:
     """The first that none is clearly better than."""
     least = min(trial.decades for trial in trials)
-    return next(trial for trial in trials if trial.decades <= least + CLEARLY)
+    return next(trial for trial in trials if trial.decades <= least + (CLEARLY if trial.decades <= BAD else BARELY))
 
 
 def _reason(best: Trial, trials: Sequence[Trial]) -> str:
@@ -155,7 +156,7 @@ def _reason(best: Trial, trials: Sequence[Trial]) -> str:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
     if best.decades <= ENOUGH:
         return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
-    good = ", which is not good" if best.decades > _BAD else ""
+    good = ", which is not good" if best.decades > BAD else ""
     return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{good}"
 
 
