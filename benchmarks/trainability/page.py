@@ -79,7 +79,8 @@ _PICTURE = "![Error on the test by time](figures/trainability-time.png)"
 _AUTO = (
     "Against the best of the other contestants that leave the network as it is (so neither other settings of `lsuv_` nor blocks "
 )
-_AUTO += "or layers of another kind)."
+_AUTO += "or layers of another kind). What it tries, in which order, and when it is content was chosen with these tasks in view; what it "
+_AUTO += "measures was not ([beyond unit variance](beyond-unit-variance.md))."
 _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
 _SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
