@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from goodinit import OptionError, Report, auto, lsuv_
 from goodinit.auto import CLEARLY, correlation, cosines, products, similarity, tensors_in
@@ -292,6 +293,36 @@ def test_cosines_of_pairs_and_their_correlation():
     assert correlation(torch.ones(3), first).isnan()
 
 
+def test_all_are_tried_in_thirteen_passes_where_none_is_good():
+    model, x = deep(nn.SiLU, depth=100)
+    report = lsuv_(model, x, target_std="auto")
+    tried = [(t.target_std, t.target_mean if t.center else None) for t in report.choice.trials]
+    assert tuple(tried) == auto.CANDIDATES
+    assert report.forward_passes == 13
+    assert report.choice.reason.endswith("; nothing that was tried is clearly better than this")
+
+
+def test_the_smallest_target_is_not_tried_where_targets_make_no_difference():
+    model, x = deep(nn.ReLU, depth=100)
+    targets = [trial.target_std for trial in lsuv_(model, x, target_std="auto").choice.trials]
+    assert targets == [1, 0.3, 1, 1, 1]
+
+
+def test_operators_that_see_other_samples_are_not_compared():
+    class Windows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inside, self.last = nn.Linear(16, 16), nn.Linear(4, 4), nn.Linear(16, 16)
+
+        def forward(self, x):
+            x = torch.tanh(self.first(x))
+            return self.last(torch.tanh(self.inside(x.view(-1, 4))).view(x.shape))
+
+    trial = lsuv_(Windows(), torch.randn(32, 16), target_std="auto").choice.trials[0]
+    assert trial.likeness is None
+    assert trial.distinct is not None
+
+
 def trials(*decades):
     settings = zip(auto.CANDIDATES, decades, strict=False)  # of fewer than all
     return [Trial(target, mean is not None, mean or 0.0, None, None, None, None, off) for (target, mean), off in settings]
@@ -307,7 +338,14 @@ def test_good_enough(decades, expected):
 
 @pytest.mark.parametrize(
     ("decades", "expected"),
-    [([2, 0.52, 0.9, 0.9, 1, 0.48], 1), ([0.72, 0.6, 0.9, 0.9, 1, 0.48], 0), ([2, 1.2, 0.78, 0.9, 1, 0.5], 5), ([9, 8, 7], 2)],
+    [
+        ([2, 0.52, 0.9, 0.9, 1, 0.48], 1),
+        ([0.72, 0.6, 0.9, 0.9, 1, 0.48], 0),
+        ([2, 1.2, 0.78, 0.9, 1, 0.5], 5),
+        ([9, 8, 7], 2),
+        ([1.9, 1.7], 1),
+        ([1.84, 1.7], 0),
+    ],
 )
 def test_the_first_that_none_is_clearly_better_than(decades, expected):
     given = trials(*decades)
@@ -331,6 +369,50 @@ def test_channels_of_an_image_without_a_batch_are_no_samples():
     model = nn.Sequential(*[layer for _ in range(4) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())])
     trial = lsuv_(model, torch.randn(8, 9, 9), target_std="auto").choice.trials[0]
     assert (trial.likeness, trial.similarity, trial.distinct) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (lambda x: x, 0.1),
+        (lambda x: (x, torch.zeros(64, dtype=torch.int64)), 1.0),
+        (lambda x: (x, torch.zeros(64, dtype=torch.uint8)), 1.0),
+        (lambda x: (x, torch.zeros(64)), 0.1),
+        (lambda x: DataLoader(TensorDataset(x, torch.zeros(64, dtype=torch.int64)), 64), 1.0),
+        (lambda x: [{"x": x, "y": torch.zeros(64, dtype=torch.int64)}], 1.0),
+        (lambda x: [{"x": x, "y": {"a": torch.zeros(64, dtype=torch.int64), "b": torch.zeros(64)}}], 0.1),
+    ],
+)
+def test_the_output_begins_small_unless_the_targets_are_classes(data, expected):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.body(x)))
+
+    model, x = Net(), torch.randn(64, 8)
+    report = lsuv_(model, data(x), target_std="auto")
+    assert model(x).std(correction=0).item() == pytest.approx(expected, rel=1e-3)
+    assert (report.choice.head, report.choice.head_std) == ("head.weight", expected)
+    assert ("'head.weight' 0.1" in str(report)) is (expected < 1)
+
+
+def test_labels_that_the_model_takes_are_targets_too():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(8, 32), nn.Linear(32, 4)
+
+        def forward(self, x, labels=None):
+            out = self.head(torch.tanh(self.body(x)))
+            return out if labels is None else {"loss": nn.functional.cross_entropy(out, labels), "logits": out}
+
+    model, x = Net(), torch.randn(64, 8)
+    report = lsuv_(model, {"x": x, "labels": torch.zeros(64, dtype=torch.int64)}, target_std="auto")
+    assert report["head.weight"].std_after == pytest.approx(1)
+    assert lsuv_(model, {"x": x}, target_std="auto")["head.weight"].std_after == pytest.approx(0.1)
 
 
 def test_two_layers_have_no_hidden_ones_to_compare():

@@ -72,6 +72,12 @@ def _lsuv(**options: Any) -> Call:
     return call
 
 
+def _lsuv_auto(model: nn.Module, _task: Task, batch: Batch) -> Report:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return lsuv_(model, batch(0), target_std="auto")  # with its targets, as a loader gives it
+
+
 def _lsuv_head(model: nn.Module, _task: Task, batch: Batch) -> Report:
     last = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1]
     return lsuv_(model, batch(0)[0], target_std={last: 0.1})
@@ -145,7 +151,7 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("he", "He et al. 2015, with the gain of the non-linearity", _scheme("he"), core=True),
         Contestant("orthonormal", "Saxe et al. 2014", _scheme("orthonormal"), core=True),
         Contestant("lsuv", "lsuv_(model, x): the paper", _lsuv(), core=True),
-        Contestant("lsuv-auto", 'lsuv_(…, target_std="auto")', _lsuv(target_std="auto"), revision="likeness", core=True),
+        Contestant("lsuv-auto", 'lsuv_(…, target_std="auto")', _lsuv_auto, revision="likeness, classes", core=True),
         Contestant("lsuv-0.3", "lsuv_(…, target_std=0.3)", _lsuv(target_std=0.3)),
         Contestant("lsuv-0.1", "lsuv_(…, target_std=0.1)", _lsuv(target_std=0.1)),
         Contestant("lsuv-centred", "lsuv_(…, center=True)", _lsuv(center=True)),

@@ -78,8 +78,9 @@ is made from the committed rows, `benchmarks/results/trainability.jsonl`, by `py
 _PICTURE = "![Error on the test by time](figures/trainability-time.png)"
 _AUTO = (
     "Against the best of the other contestants that leave the network as it is (so neither other settings of `lsuv_` nor blocks "
+    "or layers of another kind). What it tries, in which order, and when it is content was chosen with these tasks in view; what "
+    "it measures was not ([beyond unit variance](beyond-unit-variance.md))."
 )
-_AUTO += "or layers of another kind)."
 _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
 _SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."

@@ -4,7 +4,7 @@ The std of outputs is half of the story. Where every layer's output has the std 
 way back, and samples may come to look alike on their way through, or all equally unlike (Poole et al. 2016, Schoenholz et al.
 2017). Layers that are nearly linear on the data mend all of it (Pennington et al. 2017): smooth non-linearities are at a smaller
 target, ReLU and GELU where their input's mean is one or two stds above 0. So settings are tried in turn, the paper's first, and
-the first that is good enough is taken. Whichever it is, the model's output begins small.
+the first that is good enough is taken. Whichever it is, the model's output begins small, unless the targets are classes.
 """
 
 from __future__ import annotations
@@ -42,11 +42,13 @@ ENOUGH = 0.5
 """Decades that a setting may be off by to be taken at once."""
 CLEARLY = 0.25
 """Decades by which another has to be better than one that is tried before it."""
+BAD, BARELY = 1.0, 0.15
+"""Over so many decades a setting is bad, and another need only be better by so many."""
 
 HEAD_STD = 0.1
-"""The largest std of the model's output: what an untrained network says should not weigh."""
+"""The largest std of the model's output: what an untrained network says should not weigh. Not where it tells classes apart: a
+softmax hears little of it, and a small last layer hands down small gradients."""
 _SAME = 0.01
-_BAD = 1.0
 # Samples whose pairs are compared; fewer than the first say nothing, more than the second cost more than they say.
 _FEW, _MANY = 8, 32
 # Cosines nearer together than this, in the first layer, are no order of pairs.
@@ -122,11 +124,11 @@ def choose_(
     else:
         best = unbeaten(trials)
     chosen = replace(options, target_std=best.target_std, center=best.center, target_mean=best.target_mean)
-    scaling = scaled(chosen if head is None else replace(chosen, head=(head, HEAD_STD)))
-    head_std = None if head is None else min(HEAD_STD, best.target_std)
+    head_std = best.target_std if call.classes else min(HEAD_STD, best.target_std)
+    scaling = scaled(chosen if head is None else replace(chosen, head=(head, head_std)))
     reason = _reason(best, trials)
-    choice = Choice(best.target_std, best.center, best.target_mean, head, head_std, reason, tuple(trials), 2 * len(trials) + 1)
-    return scaling, choice
+    setting = best.target_std, best.center, best.target_mean, head, None if head is None else head_std
+    return scaling, Choice(*setting, reason, tuple(trials), 2 * len(trials) + 1)
 
 
 def _head(scaling: Scaling, probe: Probe) -> str | None:
@@ -144,7 +146,7 @@ def good(trials: Sequence[Trial]) -> bool:
 def unbeaten(trials: Sequence[Trial]) -> Trial:
     """The first that none is clearly better than."""
     least = min(trial.decades for trial in trials)
-    return next(trial for trial in trials if trial.decades <= least + CLEARLY)
+    return next(trial for trial in trials if trial.decades <= least + (CLEARLY if trial.decades <= BAD else BARELY))
 
 
 def _reason(best: Trial, trials: Sequence[Trial]) -> str:
@@ -154,7 +156,7 @@ def _reason(best: Trial, trials: Sequence[Trial]) -> str:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
     if best.decades <= ENOUGH:
         return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
-    good = ", which is not good" if best.decades > _BAD else ""
+    good = ", which is not good" if best.decades > BAD else ""
     return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{good}"
 
 

@@ -44,6 +44,13 @@ class Call:
             yield from _tensors(value, f"argument {key!r}")
 
     @property
+    def classes(self) -> bool:
+        """Whether the batch has targets for a loss, and they are integers: classes."""
+        given = self.kwargs.get("labels", self.rest)  # the name under which transformers' models take them
+        targets = [t for _, t in _tensors(given, "targets")]
+        return bool(targets) and not any(t.is_floating_point() or t.is_complex() for t in targets)
+
+    @property
     def samples_are_same(self) -> bool:
         """Whether its data, of two axes or more, are one sample several times; or one sample, without places of its own."""
         data = [x for _, x in self.tensors() if x.dim() > 1 and x.layout is torch.strided and not x.is_meta and len(x)]

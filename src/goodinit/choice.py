@@ -49,7 +49,7 @@ class Choice:
     head: str | None
     """The weight that makes the model's output; None if the last operator's weight was not to be scaled there."""
     head_std: float | None
-    """The target of this one."""
+    """The target of this one: 0.1 at most, unless the batch's targets are classes."""
     reason: str
     trials: tuple[Trial, ...]
     """All that were measured, in their order."""
@@ -62,7 +62,7 @@ class Choice:
         return cls(**{**raw, "trials": tuple(Trial(**trial) for trial in raw["trials"])})
 
     def __str__(self) -> str:
-        head = "" if self.head is None else f", {self.head!r} {self.head_std:g}"
+        head = "" if self.head is None or self.head_std == self.target_std else f", {self.head!r} {self.head_std:g}"
         return "\n".join([f"auto: {_call(self)}{head}: {self.reason}", *(f"  {trial}" for trial in self.trials)])
 
 

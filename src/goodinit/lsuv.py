@@ -75,7 +75,8 @@ def lsuv_(
             should have a variance of about 1.
         target_std: the std to reach, or a mapping from patterns to std, ``{"head*": 0.1}``: the first match counts, 1
             where none does. ``"auto"``: the target, and whether to centre, are chosen by what forward and backward passes
-            show (13 and 6 at most), and the output of the model gets 0.1: see `goodinit.auto` and the report's ``choice``.
+            show (13 and 6 at most), and the output of the model gets 0.1 at most, unless ``data`` has targets for a loss that
+            are classes: see `goodinit.auto` and the report's ``choice``.
         variance: which variance is brought to the target's square: that over ``"all"`` elements of the output (the paper's);
             between ``"samples"``, averaged over all else, which the same output for every sample does not pass; or of each of the
             ``"channels"`` by itself, by scaling the rows of the weight.
