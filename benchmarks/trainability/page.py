@@ -54,6 +54,7 @@ def page(summary: Summary, sessions: Sequence[Mapping[str, Any]]) -> str:
         _coverage(summary),
         _ranks(summary),
         _against(summary, _OURS, 'What `target_std="auto"` comes to', _AUTO),
+        _held_out(summary.held_out),
         _against(summary, "lsuv", "Plain LSUV, as in the paper", _PLAIN),
         _advice(summary),
         _grid(summary, "share", "Which train at all", _SHARE, lambda s: f"{100 * s.share:.0f}"),
@@ -81,6 +82,10 @@ _AUTO = (
     "or layers of another kind). What it tries, in which order, and when it is content was chosen with these tasks in view; what "
     "it measures was not ([beyond unit variance](beyond-unit-variance.md))."
 )
+_HELD_OUT = (
+    "Tasks that were defined, and first run, after its rule was fixed; by the same protocol, with the contestants of the core. "
+    "Against the best of the others."
+)
 _PLAIN = "The same for `lsuv_(model, x)`, target 1 and nothing else."
 _SHARE = "Percent of the compared points of the grid (learning rates of both solvers, one seed) whose error came under the "
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
@@ -103,10 +108,12 @@ _TIME = (
 def _coverage(summary: Summary) -> str:
     planned = pairs()
     whole = count(planned)
-    have = runs_in(summary.rows) & {run.key for run in (*grid(planned), *repeats(planned, summary.rows))}
+    have = runs_in(summary.every_row) & {run.key for run in (*grid(planned), *repeats(planned, summary.every_row))}
     seeds = [len(summary.seeds(task)) for task in summary.tasks] or [0]
-    line = f"**Coverage: {len(have):,} of the {whole:,} runs of the plan** ({len(have) / whole:.1%}), "
-    line += f"{len(summary.tasks)} of {len(TASKS)} tasks with two contestants or more, {_from_to(seeds)} of {SEEDS} seeds a task."
+    line = (
+        f"**Coverage: {len(have):,} of the {whole:,} runs of the plan** ({len(have) / whole:.1%}), {len(summary.tasks)} of "
+        f"{len(summary.planned)} tasks with two contestants or more, {_from_to(seeds)} of {SEEDS} seeds a task."
+    )
     if len(have) == whole:
         return line
     points = [len(summary.points(task)) for task in summary.tasks] or [0]
@@ -137,7 +144,7 @@ def _ranking(summary: Summary, names: Sequence[str]) -> str:
         [f"`{r.contestant}`", CONTESTANTS[r.contestant].about, _interval(r), _interval(time[r.contestant]), str(r.first)]
         for r in steps
     ]
-    which = f"all {len(ranks)} tasks" if len(ranks) == len(TASKS) else f"{len(ranks)} tasks ({', '.join(ranks)})"
+    which = f"all {len(ranks)} tasks" if len(ranks) == len(summary.planned) else f"{len(ranks)} tasks ({', '.join(ranks)})"
     return (
         f"The {len(names)} that have run on {which}; differences are significant above "
         f"{critical_difference(len(names), len(ranks)):.2f}:\n\n"
@@ -170,6 +177,11 @@ def _against(summary: Summary, name: str, title: str, what: str) -> str:
         f"tasks (a tie: errors within {TIE:.0%} of the error before training). {fails}\n\n"
         + table(["task", f"`{name}`", "its error", "best other's error"], lines)
     )
+
+
+def _held_out(summary: Summary) -> str:
+    verdicts = _against(summary, _OURS, 'Tasks that `target_std="auto"` had not seen', _HELD_OUT)
+    return f"{verdicts}\n\n{_ranking(summary, summary.unassisted())}" if verdicts else ""
 
 
 def _advice(summary: Summary) -> str:

@@ -94,11 +94,27 @@ def rows_of_digits() -> Data:
 
 
 @cache
-def photograph(size: int = 48) -> Data:
+def wine() -> Data:
+    """scikit-learn's wine set: 178 wines, 13 features, 3 cultivars."""
+    from sklearn.datasets import load_wine
+
+    x, y = load_wine(return_X_y=True)
+    return _split(_standardized(x, y)[0], torch.tensor(y))
+
+
+@cache
+def digits_themselves() -> Data:
+    """The digits as their own targets."""
+    found = digits()
+    return Data(found.x, found.x, found.test_x, found.test_x)
+
+
+@cache
+def photograph(name: str = "flower.jpg", size: int = 48) -> Data:
     """A photograph of scikit-learn's in gray: coordinates in (-1, 1), brightness of std 1; the test has the pixels between."""
     from sklearn.datasets import load_sample_image
 
-    image = torch.tensor(load_sample_image("flower.jpg"), dtype=torch.float32).mean(2)[None, None]
+    image = torch.tensor(load_sample_image(name), dtype=torch.float32).mean(2)[None, None]
     fine = torch.nn.functional.interpolate(image[..., :420, 100:520], (2 * size, 2 * size), mode="area")[0, 0]
     fine = (fine - fine.mean()) / fine.std()
     axis = torch.linspace(-1, 1, 2 * size)

@@ -127,10 +127,12 @@ class Standing:
 
 
 class Summary:
-    """All rows that are of the tasks as they are now."""
+    """All rows that are of the tasks as they are now: those that are not held out, or those that are."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.rows = [row for row in rows if finished([row])]
+    def __init__(self, rows: Iterable[Row], *, held_out: bool = False) -> None:
+        self.every_row = [row for row in rows if finished([row])]
+        self.planned = {name: task for name, task in TASKS.items() if task.held_out == held_out}
+        self.rows = [row for row in self.every_row if row["task"] in self.planned]
         cells: dict[tuple[str, str], list[Row]] = {}
         for row in self.rows:
             cells.setdefault((row["task"], row["contestant"]), []).append(row)
@@ -145,7 +147,12 @@ class Summary:
     @cached_property
     def tasks(self) -> list[Task]:
         """With rows of two contestants or more at a common point."""
-        return [task for task in TASKS.values() if len(self.compared(task)) > 1]
+        return [task for task in self.planned.values() if len(self.compared(task)) > 1]
+
+    @cached_property
+    def held_out(self) -> Summary:
+        """Of the tasks that are."""
+        return Summary(self.every_row, held_out=True)
 
     def compared(self, task: Task) -> list[str]:
         """The contestants that have all points that those of the core that leave the network as it is have in common."""
@@ -273,7 +280,11 @@ def compared_with(summary: Summary, name: str) -> dict[str, tuple[str, Standing,
 
 def general() -> list[str]:
     """The contestants that leave the network as it is, and that every task has a use for."""
-    return [c.name for c in CONTESTANTS.values() if not c.variant and all(map(c.applies, TASKS.values()))]
+    return [
+        c.name
+        for c in CONTESTANTS.values()
+        if not c.variant and all(c.applies(task) for task in TASKS.values() if not task.held_out)
+    ]
 
 
 def is_other(name: str) -> bool:

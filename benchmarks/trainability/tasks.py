@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,8 @@ class Task:
     """Whether it has normalization layers as it is."""
     unbounded: bool = False
     """Whether it is a chain of layers with non-linearities whose output can have any std."""
+    held_out: bool = False
+    """Whether it was first run after what lsuv_ does had been decided; with the core contestants only."""
 
 
 _CIFAR = partial(sets.images, "cifar10", 6000, 1000)
@@ -107,6 +110,13 @@ def _deep(depth: int, name: str, activation: nets.Activation, steps: int) -> Tas
         nonlinearity=known,
         unbounded=name != "tanh",
     )
+
+
+def _held_out(name: str, about: str, make: Make, data: Callable[[], Data], **more: Any) -> Task:
+    return Task(name, "held out", about, make, data, **{"steps": 250, "trained": 0.5, **more}, held_out=True)
+
+
+_REGRESSION: dict[str, Any] = {"loss": squares, "error": variance_left, "unit": "variance left"}
 
 
 def _fitnet(activation: str) -> Task:
@@ -297,6 +307,52 @@ TASKS: dict[str, Task] = {
             300,
             0.5,
             _perceptron(8, nets.Sign)[1],
+            nonlinearity="tanh",
+        ),
+        _held_out(
+            "mlp60-silu",
+            "perceptron of 60 layers of 48 units, SiLU, on scikit-learn's digits",
+            partial(nets.perceptron, 60, 48, 64, 10, nn.SiLU),
+            sets.digits,
+        ),
+        _held_out(
+            "mlp50-elu",
+            "perceptron of 50 layers of 96 units, ELU, on scikit-learn's digits",
+            partial(nets.perceptron, 50, 96, 64, 10, nn.ELU),
+            sets.digits,
+        ),
+        _held_out(
+            "cnn30-gelu",
+            "30 plain layers of 16 channels, GELU, on CIFAR-10",
+            partial(nets.plain_convolutions, 30, 16, nn.GELU),
+            _CIFAR,
+            trained=0.8,
+            batch=32,
+        ),
+        _held_out(
+            "autoencoder-relu",
+            "perceptron of 16 layers of 48 units, ReLU, from scikit-learn's digits to themselves",
+            partial(nets.perceptron, 16, 48, 64, 64, nn.ReLU),
+            sets.digits_themselves,
+            trained=0.85,
+            **_REGRESSION,
+        ),
+        _held_out(
+            "siren-china",
+            "coordinate network of 8 layers of 48 sines on another photograph of scikit-learn's",
+            partial(nets.siren, 48, 8),
+            partial(sets.photograph, "china.jpg"),
+            trained=0.7,
+            nonlinearity="linear",
+            batch=256,
+            **_REGRESSION,
+        ),
+        _held_out(
+            "wine",
+            "perceptron of 12 layers of 32 units, tanh, scikit-learn's wine set",
+            partial(nets.perceptron, 12, 32, 13, 3, nn.Tanh),
+            sets.wine,
+            trained=0.2,
             nonlinearity="tanh",
         ),
     )
