@@ -91,7 +91,8 @@ _SHARE = "Percent of the compared points of the grid (learning rates of both sol
 _SHARE += "task's threshold at some time: how forgiving an initialization is of the choice of a learning rate."
 _RANKS = (
     "Of the contestants that leave the network as it is, and that every task has a use for. 1 is best; in brackets what 95 % of "
-    "bootstrap samples of the tasks give. Two average ranks differ significantly by Nemenyi's test at 5 %."
+    "bootstrap samples of the tasks give. Two average ranks differ significantly by Nemenyi's test at 5 %. `lsuv` and "
+    "`lsuv-package` do the same but for the package's tolerance of 10 % of a std: what lies between these two is mostly chance."
 )
 _STEPS = (
     "At the solver and learning rate that end best with the first seed, mean over seeds; bold: the least of the unassisted. "
