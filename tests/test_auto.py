@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -397,6 +398,26 @@ def test_the_output_begins_small_unless_the_targets_are_classes(data, expected):
     assert model(x).std(correction=0).item() == pytest.approx(expected, rel=1e-3)
     assert (report.choice.head, report.choice.head_std) == ("head.weight", expected)
     assert ("'head.weight' 0.1" in str(report)) is (expected < 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "expected"),
+    [
+        (lambda x, y: (x, y), 1.0),
+        (lambda x, y: [x, y], 1.0),
+        (lambda x, y: (x, y.float()), 0.1),
+        (lambda x, _: (x,), 0.1),
+        (lambda x, y: {0: x, "labels": y}, 1.0),
+        (lambda x, _: {0: x}, 0.1),
+        (lambda x, _: SimpleNamespace(x=x), 0.1),
+    ],
+)
+def test_targets_in_a_batch_that_a_forward_of_the_callers_takes(batch, expected):
+    model, x, y = mlp(8, 32, 4, activation=nn.Tanh), torch.randn(64, 8), torch.zeros(64, dtype=torch.int64)
+    given = batch(x, y)
+    forward = lambda model, b: model(b.x if isinstance(b, SimpleNamespace) else b[0])
+    report = lsuv_(model, given, target_std="auto", forward=forward)
+    assert report.choice.head_std == expected
 
 
 def test_labels_that_the_model_takes_are_targets_too():

@@ -45,8 +45,16 @@ class Call:
 
     @property
     def classes(self) -> bool:
-        """Whether the batch has targets for a loss, and they are integers: classes."""
-        given = self.kwargs.get("labels", self.rest)  # the name under which transformers' models take them
+        """Whether the batch has targets for a loss, and they are integers: classes.
+
+        Targets are what the model does not take, or takes under the name that transformers' models have for them; where a forward
+        of the caller's takes the whole batch, what has this name in it, or is the last of several items.
+        """
+        given: Any = self.kwargs.get("labels", self.rest)
+        if self.forward is not None:
+            (batch,) = self.args
+            given = batch.get("labels") if isinstance(batch, Mapping) else None
+            given = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else given
         targets = [t for _, t in _tensors(given, "targets")]
         return bool(targets) and not any(t.is_floating_point() or t.is_complex() for t in targets)
 
