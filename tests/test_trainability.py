@@ -275,9 +275,9 @@ def test_the_page_of_the_docs_is_made_from_the_committed_rows():
 def test_what_the_readme_claims_is_in_the_committed_rows():
     readme = " ".join((BENCHMARKS.parent / "README.md").read_text(encoding="utf-8").split())
     claim = (
-        "has the best average rank of all that leaves a network as it is: PyTorch's default, Glorot's, He's, orthonormal weights, "
-        "GradInit, the packages lsuv and anyinit, and every fixed setting of `lsuv_`. It trains whatever any of these trains, on "
-        "tasks that were held out too."
+        "has the best average rank of all that leaves a network as it is: PyTorch's default, Glorot's, He's, orthonormal "
+        "weights, GradInit, the packages lsuv and anyinit, and every fixed setting of `lsuv_`. It trains whatever any of these "
+        "trains, on tasks that were held out too."
     )
     assert f'`target_std="auto"` {claim}' in readme
     summary = Summary(read_lines(BENCHMARKS / "results" / "trainability.jsonl"))
