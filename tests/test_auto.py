@@ -450,17 +450,17 @@ def test_a_gradient_that_is_not_finite_is_off_most():
 
     choice = lsuv_(model, torch.randn(32, 16), target_std="auto", forward=forward).choice
     assert choice.trials[0].decades > 29
-    assert "which is not good" in choice.reason or "nothing that was tried is clearly better" in choice.reason
+    assert choice.reason.endswith("and nothing that was tried is clearly better")
 
 
 def test_batches_that_say_nothing_of_likeness():
     torch.manual_seed(0)
     model = mlp(*[16] * 4, activation=nn.Tanh)
     few, orthogonal = torch.randn(7, 16), torch.eye(16)
-    for x, expected in ((few, "likeness kept not measured"), (orthogonal, "likeness kept not measured")):
+    for x in (few, orthogonal):
         (trial,) = lsuv_(copy.deepcopy(model), x, target_std="auto").choice.trials
         assert trial.likeness is None
-        assert expected in str(trial)
+        assert "likeness kept not measured" in str(trial)
 
 
 def test_tensors_are_found_in_any_container():

@@ -38,7 +38,9 @@ class Contestant:
     """Whether it is in the first rows of the plan."""
 
     def applies(self, task: Task) -> bool:
-        """Whether the task has what it needs."""
+        """Whether the task has what it needs, and is not held out from it."""
+        if task.held_out and not self.core:
+            return False
         if self.variant:
             return task.norm is not None if self.variant == "norm" else self.variant in task.others
         needs = {"authors": task.own is not None, "lsuv-branches": bool(task.branches), "lsuv-after": task.unbounded}
@@ -63,19 +65,15 @@ def _scheme(name: Any) -> Call:
     return lambda model, task, batch: init_(model, name, batch(0)[0], nonlinearity=task.nonlinearity)
 
 
-def _lsuv(**options: Any) -> Call:
+def _lsuv(*, targets: bool = False, **options: Any) -> Call:
+    """``targets``: whether it sees them, as in a loader's batch."""
+
     def call(model: nn.Module, _task: Task, batch: Batch) -> Report:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what could not be scaled shows in the training
-            return lsuv_(model, batch(0)[0], **options)
+            return lsuv_(model, batch(0) if targets else batch(0)[0], **options)
 
     return call
-
-
-def _lsuv_auto(model: nn.Module, _task: Task, batch: Batch) -> Report:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return lsuv_(model, batch(0), target_std="auto")  # with its targets, as a loader gives it
 
 
 def _lsuv_head(model: nn.Module, _task: Task, batch: Batch) -> Report:
@@ -151,7 +149,13 @@ CONTESTANTS: dict[str, Contestant] = {
         Contestant("he", "He et al. 2015, with the gain of the non-linearity", _scheme("he"), core=True),
         Contestant("orthonormal", "Saxe et al. 2014", _scheme("orthonormal"), core=True),
         Contestant("lsuv", "lsuv_(model, x): the paper", _lsuv(), core=True),
-        Contestant("lsuv-auto", 'lsuv_(…, target_std="auto")', _lsuv_auto, revision="likeness, classes", core=True),
+        Contestant(
+            "lsuv-auto",
+            'lsuv_(…, target_std="auto")',
+            _lsuv(target_std="auto", targets=True),
+            revision="likeness, classes",
+            core=True,
+        ),
         Contestant("lsuv-0.3", "lsuv_(…, target_std=0.3)", _lsuv(target_std=0.3)),
         Contestant("lsuv-0.1", "lsuv_(…, target_std=0.1)", _lsuv(target_std=0.1)),
         Contestant("lsuv-centred", "lsuv_(…, center=True)", _lsuv(center=True)),

@@ -58,12 +58,7 @@ def pairs(
     ours: Iterable[Contestant] = [CONTESTANTS[name] for name in contestants] or CONTESTANTS.values()
     chosen: Iterable[Task] = [TASKS[name] for name in tasks or (QUICK_TASKS if quick else ())] or TASKS.values()
     ordered = sorted(chosen, key=lambda task: task.name not in QUICK_TASKS)
-    return [
-        (task, c)
-        for task in ordered
-        for c in ours
-        if core in (None, c.core) and c.applies(task) and (c.core or not task.held_out)
-    ]
+    return [(task, c) for task in ordered for c in ours if core in (None, c.core) and c.applies(task)]
 
 
 def grid(pairs: Sequence[tuple[Task, Contestant]], *, points: int | None = None, quick: bool = False) -> Iterator[Run]:

@@ -102,10 +102,8 @@ def wine() -> Data:
     return _split(_standardized(x, y)[0], torch.tensor(y))
 
 
-@cache
-def digits_themselves() -> Data:
-    """The digits as their own targets."""
-    found = digits()
+def themselves(found: Data) -> Data:
+    """Inputs as their own targets."""
     return Data(found.x, found.x, found.test_x, found.test_x)
 
 

@@ -79,14 +79,9 @@ class Task:
     """Whether it was first run after what lsuv_ does had been decided; with the core contestants only."""
 
 
+_REGRESSION: dict[str, Any] = {"loss": squares, "error": variance_left, "unit": "variance left"}
 _CIFAR = partial(sets.images, "cifar10", 6000, 1000)
 _MNIST = partial(sets.images, "mnist", 4096, 1000)
-
-
-def _itself() -> Data:
-    """MNIST's images as their own targets."""
-    found = _MNIST()
-    return Data(found.x, found.x, found.test_x, found.test_x)
 
 
 def _perceptron(depth: int, activation: nets.Activation) -> tuple[Make, Make]:
@@ -114,9 +109,6 @@ def _deep(depth: int, name: str, activation: nets.Activation, steps: int) -> Tas
 
 def _held_out(name: str, about: str, make: Make, data: Callable[[], Data], **more: Any) -> Task:
     return Task(name, "held out", about, make, data, **{"steps": 250, "trained": 0.5, **more}, held_out=True)
-
-
-_REGRESSION: dict[str, Any] = {"loss": squares, "error": variance_left, "unit": "variance left"}
 
 
 def _fitnet(activation: str) -> Task:
@@ -185,14 +177,12 @@ TASKS: dict[str, Task] = {
             "autoencoders",
             "perceptron 784-256-128-64-32-16 and back, tanh, on MNIST",
             nets.autoencoder,
-            _itself,
+            lambda: sets.themselves(_MNIST()),
             400,
             0.85,
             partial(nets.autoencoder, nn.BatchNorm1d),
             nonlinearity="tanh",
-            loss=squares,
-            error=variance_left,
-            unit="variance left",
+            **_REGRESSION,
         ),
         Task(
             "siren",
@@ -204,9 +194,7 @@ TASKS: dict[str, Task] = {
             0.7,
             own=nets.siren_reference_,
             nonlinearity="linear",
-            loss=squares,
-            error=variance_left,
-            unit="variance left",
+            **_REGRESSION,
             batch=256,
         ),
         Task(
@@ -282,9 +270,7 @@ TASKS: dict[str, Task] = {
             300,
             0.8,
             partial(nets.perceptron, 8, 64, 10, 1, nn.GELU, nn.BatchNorm1d),
-            loss=squares,
-            error=variance_left,
-            unit="variance left",
+            **_REGRESSION,
             unbounded=True,
         ),
         Task(
@@ -333,7 +319,7 @@ TASKS: dict[str, Task] = {
             "autoencoder-relu",
             "perceptron of 16 layers of 48 units, ReLU, from scikit-learn's digits to themselves",
             partial(nets.perceptron, 16, 48, 64, 64, nn.ReLU),
-            sets.digits_themselves,
+            lambda: sets.themselves(sets.digits()),
             trained=0.85,
             **_REGRESSION,
         ),

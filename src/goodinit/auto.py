@@ -156,8 +156,8 @@ def _reason(best: Trial, trials: Sequence[Trial]) -> str:
         return f"at the paper's target {_trouble(best)}, and nothing that was tried is clearly better"
     if best.decades <= ENOUGH:
         return f"at the paper's target {_trouble(trials[0])}; here that is kept better"
-    good = ", which is not good" if best.decades > BAD else ""
-    return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{good}"
+    bad = ", which is not good" if best.decades > BAD else ""
+    return f"at the paper's target {_trouble(trials[0])}; nothing that was tried is clearly better than this{bad}"
 
 
 def _trouble(trial: Trial) -> str:

@@ -50,11 +50,7 @@ class Call:
         Targets are what the model does not take, or takes under the name that transformers' models have for them; where a forward
         of the caller's takes the whole batch, what has this name in it, or is the last of several items.
         """
-        given: Any = self.kwargs.get("labels", self.rest)
-        if self.forward is not None:
-            (batch,) = self.args
-            given = batch.get("labels") if isinstance(batch, Mapping) else None
-            given = batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else given
+        given = self.kwargs.get("labels", self.rest) if self.forward is None else _targets(self.args[0])
         targets = [t for _, t in _tensors(given, "targets")]
         return bool(targets) and not any(t.is_floating_point() or t.is_complex() for t in targets)
 
@@ -280,6 +276,13 @@ def _to(value: Any, device: torch.device | None) -> Any:
     if isinstance(value, Mapping):
         return {key: _to(v, device) for key, v in value.items()}
     return move(device) if callable(move) and not isinstance(value, nn.Module) else value
+
+
+def _targets(batch: Any) -> Any:
+    """Of a whole batch, by custom; None if nothing says."""
+    if isinstance(batch, Mapping):
+        return batch.get("labels")
+    return batch[-1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
