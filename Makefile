@@ -63,14 +63,15 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir build/site
 
 # The stamp is written last: an interrupted set-up is run again.
-$(READY): pyproject.toml constraints.txt
+$(READY): Makefile pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "goodinit needs Python 3.10 or newer; name one with: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@# The zoo's vision models, in a folder that only it looks into: without its compiled operators, which do not load beside
-	@# this build of torch, an installed torchvision would break `import transformers` everywhere else.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision --upgrade timm torchvision
+	@# this build of torch, an installed torchvision would break `import transformers` everywhere else. By the folder's name
+	@# Hypothesis knows that it is nobody's own code, which it would read for constants, for seconds, at some test's expense.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --target $(VENV)/vision/site-packages --upgrade timm torchvision
 	@touch $@
 
 # In build/release: the wheel, the sdist, and an environment that the wheel is installed in.

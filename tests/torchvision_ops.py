@@ -70,7 +70,7 @@ def environment_of_users() -> dict[str, str]:
 
 
 # Where the Makefile puts timm and torchvision, out of sight of everything but the zoo.
-_FOLDER = Path(sys.prefix) / "vision"
+_FOLDER = Path(sys.prefix) / "vision" / "site-packages"
 if _FOLDER.is_dir() and str(_FOLDER) not in sys.path:
     sys.path.append(str(_FOLDER))
     define_missing_schemas()  # transformers imports torchvision where it finds it
