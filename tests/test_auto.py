@@ -11,6 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from goodinit import OptionError, Report, auto, lsuv_
@@ -465,3 +466,33 @@ def test_batches_that_say_nothing_of_likeness():
 
 def test_tensors_are_found_in_any_container():
     assert len(list(tensors_in({"a": torch.ones(1), "b": [torch.ones(1), (torch.ones(1), None)]}))) == 3
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_checkpoints_change_nothing_of_what_is_measured(use_reentrant):
+    """A part of the forward runs again in the backward, or has a graph only there."""
+    layers = [layer for _ in range(20) for layer in (nn.Linear(16, 16), nn.Tanh(), nn.Dropout(0.5))]
+    x = torch.randn(64, 16)
+
+    class Checkpointed(nn.Module):
+        def __init__(self, *, on):
+            super().__init__()
+            self.on = on
+            self.first, self.body, self.last = nn.Linear(16, 16), nn.Sequential(*copy.deepcopy(layers)), nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            x = checkpoint(self.body, x, use_reentrant=use_reentrant) if self.on else self.body(x)
+            return self.last(nn.functional.dropout(x, 0.5, self.training))
+
+    reports = []
+    for on in (False, True):
+        model = Checkpointed(on=on)
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        reports.append(lsuv_(model, x, target_std="auto", generator=torch.Generator().manual_seed(0)))
+        assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    plain, checkpointed = (report.choice for report in reports)
+    assert len(plain.trials) > 1
+    assert [t.gradient_ratio for t in checkpointed.trials] == pytest.approx([t.gradient_ratio for t in plain.trials], rel=1e-4)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from goodinit import DataError, lsuv_
+from goodinit import DataError, lsuv_, measure
 from goodinit.batches import first_call
 
 X, Y, Z = torch.randn(16, 4), torch.randint(3, (16,)), torch.randn(16, 4)
@@ -210,6 +210,9 @@ def test_shuffling_by_the_global_generator_leaves_no_trace():
         (torch.full((4, 4), torch.nan), r"NaN or infinity: 16 of the 16 values of argument 0, shape \(4, 4\)"),
         ({"x": torch.tensor([[1.0, 2, 3, torch.inf]])}, "1 of the 4 values of argument 'x'"),
         ([[torch.tensor([[1.0, 2, 3, -torch.inf]]), Y]], "1 of the 4 values of argument 0"),
+        (X[:0], r"the batch is empty: \(0, 4\) float32"),
+        (X.to("meta"), r"the data, of shape \(.*, 4\), is on the meta device and holds no numbers"),
+        (Tensor, "cannot take a batch from the class torch.Tensor"),
     ],
 )
 def test_bad_data(data, message):
@@ -224,3 +227,40 @@ def test_too_many_or_too_few_arguments_are_the_models_own_error():
     with pytest.raises(TypeError, match="missing 1 required positional argument") as caught:
         lsuv_(Two(), (X,))
     assert "the model was given (16, 4) float32" in str(getattr(caught.value, "__notes__", caught.value.args))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_packed_sequence_is_one_argument(loaded):
+    lengths = torch.tensor([5, 3, 2])
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(3, 5, 16), lengths, batch_first=True)
+    seen = []
+
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(16, 8), nn.Linear(8, 4)
+
+        def forward(self, sequence):
+            seen.append(sequence)
+            return self.head(self.lstm(sequence)[0].data)
+
+    report = lsuv_(Reader(), [packed] if loaded else packed)
+    assert torch.equal(seen[0].batch_sizes, packed.batch_sizes)
+    assert report["head.weight"].status == "scaled"
+
+
+def test_minus_infinity_in_a_mask_is_no_missing_value():
+    attention, x = nn.MultiheadAttention(16, 4, batch_first=True), torch.randn(2, 5, 16)
+    mask = nn.Transformer.generate_square_subsequent_mask(5)
+    for data in ({"query": x, "key": x, "value": x, "attn_mask": mask - mask.eq(0).float()}, (x, x, x, None, False, mask)):
+        assert lsuv_(attention, data).ok
+    with pytest.raises(DataError, match="of the 25 values of argument 'attn_mask'"):
+        lsuv_(attention, {"query": x, "key": x, "value": x, "attn_mask": -mask})
+
+
+def test_data_made_in_inference_mode():
+    with torch.inference_mode():
+        x = torch.randn(32, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert measure(model, (x, torch.zeros(32, dtype=torch.int64)), loss=nn.functional.cross_entropy).loss > 0
+    assert lsuv_(model, x, target_std="auto").choice.trials[0].gradient_ratio is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from goodinit import OptionError, orthonormal_
 from goodinit.orthonormal import matrix_shape
@@ -158,6 +158,13 @@ def test_determinant_has_either_sign():
         (torch.empty(3, 4, dtype=torch.int64), {}, "needs a float or complex weight; got torch.int64"),
         (torch.empty(3, 4, device="meta"), {}, "meta device .* module.to_empty"),
         (torch.empty(3, 4), {"groups": 0}, "groups at least 1; got 0 and 0"),
+        (5, {}, "fills a tensor, such as layer.weight; got int"),
+        (nn.Linear(3, 3), {}, "fills a tensor, such as layer.weight; got Linear"),
+        (torch.empty(3, 4), {"groups": 1.0}, "groups and batch_dims must be integers; got 1.0 and 0"),
+        (torch.empty(3, 4), {"gain": "a"}, "gain must be a number; got 'a'"),
+        (torch.empty(3, 4), {"generator": 3}, "generator must be a torch.Generator: .* got 3"),
+        (torch.empty(3, 1).expand(3, 4), {}, r"sparse or an expanded weight \(shape \(3, 4\)\); give it weight.clone\(\)"),
+        (torch.empty(3, 4).to_sparse(), {}, "sparse or an expanded weight"),
     ],
 )
 def test_bad_input(weight, options, message):

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rank_jobs
 from goodinit import DataError, ModelError, OptionError, lsuv_
 from goodinit.measurement import observer
+from goodinit.measurement.activations import _shape
 from goodinit.measurement.propagation import measure
 from goodinit.measurement.traces import Trace
 from nets import MODELS, assert_same, build, snapshot
@@ -393,6 +394,7 @@ def test_frozen_weights_have_no_gradient():
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_checkpoints(use_reentrant):
+    _shape.cache_clear()  # or it has been computed outside of a checkpoint
     body = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 6))
 
     class Checkpointed(nn.Module):
@@ -671,3 +673,19 @@ def test_the_device_is_not_waited_for_inside_the_pass():
     plain = measure(model.cpu(), (x.cpu(), y.cpu()), F.cross_entropy)
     for a, b in zip(signal, plain, strict=True):
         assert (a.std, a.grad_std) == (pytest.approx(b.std, rel=1e-2), pytest.approx(b.grad_std, rel=1e-2))
+
+
+def test_a_forward_in_inference_mode():
+    class Frozen(nn.Sequential):
+        @torch.inference_mode()
+        def forward(self, x):
+            return super().forward(x)
+
+    layers, x = (nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), torch.randn(20, 6)
+    found, plain = measure(Frozen(*layers), x), measure(nn.Sequential(*layers), x)
+    assert [(a.std, a.activation, a.dead) for a in found] == [(b.std, b.activation, b.dead) for b in plain]
+
+
+def test_a_signal_is_compared_with_a_signal():
+    with pytest.raises(OptionError, match=r"a signal is compared with another one, of goodinit.measure; got int"):
+        measure(nn.Linear(4, 2), torch.randn(8, 4)).compare(5)

@@ -40,10 +40,19 @@ def test_json_round_trip(report):
     assert str(again) == str(report)
 
 
-@pytest.mark.parametrize("text", ["{}", "[1]", '{"schema": 2}', '{"schema": 1, "records": []}'])
+RENAMED = lsuv_(nn.Linear(4, 2), torch.randn(8, 4)).to_json().replace('"factor"', '"times"')
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", '{"schema": 2}', '{"schema": 1, "records": []}', RENAMED])
 def test_json_that_is_no_report(text):
     with pytest.raises(ValueError, match="not a goodinit report"):
         Report.from_json(text)
+
+
+def test_records_by_name_and_place():
+    report = lsuv_(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(8, 4))
+    assert report[0] is report["0.weight"]
+    assert report[-1] is report["1.weight"]
 
 
 def test_table():

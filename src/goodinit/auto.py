@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from goodinit import guard
 from goodinit.batches import Call
 from goodinit.choice import Choice, Trial
 from goodinit.errors import OptionError
-from goodinit.interception.intercept import intercept
+from goodinit.interception.intercept import intercept, unchecked
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
@@ -179,10 +180,11 @@ def _alike(one: Trial, other: Trial) -> bool:
 def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, papers: Trial | None) -> tuple[Trial, str | None]:
     """Measure the model as ``scaling`` left it, by what could be measured of the paper's; which weight makes its output."""
     probe = Probe()
-    with torch.enable_grad():
-        with intercept(model, probe):
-            result = call(model)
-        differentiate(result, [p for p in model.parameters() if p.requires_grad])
+    with torch.enable_grad(), intercept(model, probe), guard.gradients_aside(tensor for _, tensor in call.tensors()):
+        result = call(model)
+        # Intercepted, too: a checkpoint runs its part of the forward again.
+        probe.forward_is_over()
+        differentiate(result, [p for p in model.parameters() if p.requires_grad], by_backward=probe.ran_without_grad)
     stds, similarities, gradients, likenesses = probe.numbers()
     ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
     forward = _ratio(stds)
@@ -233,20 +235,30 @@ class Probe:
         self._products: list[tuple[int, Tensor | None]] = []
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
+        self._places: dict[Key, int] = {}
+        self._forward = True
+        self.ran_without_grad = False
+        """Whether a part of the forward did: a checkpoint of the reentrant kind does."""
         self._nodes: list[tuple[Key, Node | None]] = []
 
     def __call__(self, operation: Operation) -> Tensor:
         """The operator's output."""
-        output = operation.complete(operation.linear_part())
-        self._nodes.append((operation.weight.key, output.grad_fn))
-        if operation.weight.key not in self._seen and output.numel():
-            self._seen.add(operation.weight.key)
-            place = len(self._stds)
-            self._stds.append(output.detach().std(correction=0))
-            self._compare(operation, output.detach())
-            if output.requires_grad:
-                output.register_hook(partial(self._note, place))  # before the output is overwritten in place
+        output, key = operation.output(), operation.weight.key
+        if self._forward:
+            self.ran_without_grad |= not torch.is_grad_enabled()
+            self._nodes.append((key, output.grad_fn))
+            if key not in self._seen and output.numel():
+                self._seen.add(key)
+                self._places[key] = len(self._stds)
+                self._stds.append(output.detach().std(correction=0))
+                self._compare(operation, output.detach())
+        if key in self._places and output.requires_grad:  # at its first use, or where a checkpoint runs it again
+            output.register_hook(partial(self._note, self._places.pop(key)))  # before the output is overwritten in place
         return output
+
+    def forward_is_over(self) -> None:
+        """What runs from now on is run again, by checkpoints."""
+        self._forward = False
 
     def _compare(self, operation: Operation, output: Tensor) -> None:
         samples = len(output) if output.dim() > (1 if operation.channels is None else -operation.channels.output_axis) else 0
@@ -258,7 +270,8 @@ class Probe:
             self._products.append((samples, products(output[:_MANY])))
 
     def _note(self, place: int, gradient: Tensor) -> None:
-        self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
+        with torch._C.DisableTorchFunction():
+            self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
 
     def numbers(self) -> tuple[list[float], ...]:
         """Stds, similarities and norms of gradients of all operators in their order, and correlations, over pairs, of the last
@@ -328,8 +341,11 @@ def correlation(first: Tensor, later: Tensor) -> Tensor:
     return torch.where(spread > _EVEN * len(a) ** 0.5, found, torch.nan)
 
 
-def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:
-    """A backward pass from all outputs, with random cotangents; from a loss, that of the loss. No gradient is left anywhere."""
+def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: bool = False) -> None:
+    """A backward pass from all outputs, with random cotangents; from a loss, that of the loss. No gradient is left anywhere.
+
+    ``by_backward``: whether anything refuses autograd.grad.
+    """
     outputs = [t for t in tensors_in(result) if t.requires_grad and t.is_floating_point()]
     if not outputs or not parameters:
         return
@@ -338,7 +354,11 @@ def differentiate(result: Any, parameters: Sequence[Tensor]) -> None:
         torch.ones_like(t) if t.numel() == 1 else torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)
         for t in outputs
     ]
-    torch.autograd.grad(outputs, list(parameters), cotangents, allow_unused=True)
+    if by_backward:
+        with guard.gradients_aside(parameters), guard.without_hooks(parameters):
+            unchecked(torch.autograd.backward)(outputs, cotangents)
+    else:
+        unchecked(torch.autograd.grad)(outputs, list(parameters), cotangents, allow_unused=True)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

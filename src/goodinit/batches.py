@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from goodinit.errors import DataError, OptionError
@@ -42,6 +43,12 @@ class Call:
             yield from _tensors(value, f"argument {i}")
         for key, value in self.kwargs.items():
             yield from _tensors(value, f"argument {key!r}")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none of its tensors holds a number."""
+        sizes = [tensor.numel() for _, tensor in self.tensors()]
+        return bool(sizes) and not any(sizes)
 
     @property
     def classes(self) -> bool:
@@ -102,6 +109,8 @@ class Calls:
         targets: int = 0,
     ) -> None:
         """``device``: where the batches are moved; by default where the model is. ``targets``: see `first_call`."""
+        if forward is not None and not callable(forward):
+            raise OptionError(f"forward must be a function of the model and the batch, lambda model, batch: …; got {forward!r}")
         self._count = count
         self._targets = targets
         self._device = device or _device(model)
@@ -145,12 +154,16 @@ class Calls:
 
     def _call(self, batch: Any, *, whole: bool) -> Call:
         """``whole``: it is what the caller passed, not an item of it."""
+        if self._device is not None and self._device.type != "meta":
+            _refuse_meta(batch)
         batch, signature = _to(batch, self._device), self._signature
         if signature is None:
             return Call((batch,), {}, forward=self._forward, rest=(batch,))
         whole = whole and not self._targets
         if whole and isinstance(batch, Mapping):
             return Call((), dict(batch))
+        if isinstance(batch, PackedSequence):  # a tuple for Python, one tensor for a recurrent layer
+            return Call((batch,), {})
         if isinstance(batch, tuple) and whole and signature.fits(len(batch)):
             return Call(batch, {})
         if isinstance(batch, (tuple, list)):
@@ -227,13 +240,27 @@ def _refuse_no_tensor(call: Call, data: Any) -> None:
         )
 
 
+def _refuse_meta(batch: Any) -> None:
+    for _, tensor in _tensors(batch, "data"):
+        if tensor.is_meta:
+            raise DataError(
+                f"the data, of shape {tuple(tensor.shape)}, is on the meta device and holds no numbers; pass real data"
+            )
+
+
+def _is_mask(name: str, values: Tensor) -> bool:
+    """Whether -inf stands in it where an attention is not to look: PyTorch's convention, all else being 0 mostly."""
+    finite = torch.isfinite(values)
+    return bool((finite | (values == -torch.inf)).all()) and ("mask" in name or not values[finite].any())
+
+
 def _refuse_non_finite(call: Call) -> None:
     for name, tensor in call.tensors():
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
             continue
         values = _stored(tensor)
         bad = values.numel() - int(torch.isfinite(values).sum())
-        if bad:
+        if bad and not (tensor.is_floating_point() and _is_mask(name, values)):
             raise DataError(
                 f"the data holds NaN or infinity: {bad} of the {values.numel()} values of {name}, shape "
                 f"{tuple(tensor.shape)}; look for a division by a zero std or for missing values in the preprocessing"
@@ -264,7 +291,11 @@ def _to(value: Any, device: torch.device | None) -> Any:
     if device is None or device.type == "meta":
         return value
     if isinstance(value, Tensor):
-        return value.to(device)
+        value = value.to(device)
+        with torch.inference_mode(False):  # of a tensor that was made in it no gradient can be taken
+            return value.clone() if value.is_inference() else value
+    if isinstance(value, PackedSequence):
+        return value.to(device)  # type: ignore[arg-type]  # its stubs know a dtype alone
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # a named tuple
         return type(value)(*(_to(v, device) for v in value))
     if type(value) in (tuple, list):
@@ -297,5 +328,7 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _describe(data: Any) -> str:
+    if isinstance(data, type):
+        return f"the class {data.__module__}.{data.__qualname__}"
     length = f" of length {len(data)}" if hasattr(data, "__len__") else ""
     return f"{type(data).__module__}.{type(data).__qualname__}{length}".removeprefix("builtins.")

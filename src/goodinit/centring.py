@@ -39,6 +39,7 @@ class Shift:
     def undo_(self) -> None:
         """Bring it to 0."""
         self.bias.sub_(self.by)
+        torch.clear_autocast_cache()
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Rule:
     """What they become, in units of the target std."""
     note: str = ""
     """What could not be done as it was asked for."""
+    samples: int | None = None
+    """The axis of the output that counts the samples; None if there is none."""
 
     def measured(self, part: Part) -> Statistic:
         """The statistics of an output; mean and M2 have an element a group."""
@@ -63,7 +66,11 @@ class Rule:
             return statistic(part)
         z = part.z
         if self.groups == "samples":
-            return grouped(z, (0,) if z.dim() > 1 else ())
+            found = grouped(z, () if self.samples is None else (self.samples,))
+            if self.samples is None:
+                return found
+            # With the axis, so that channels lie where they do in the output.
+            return found._replace(mean=found.mean.unsqueeze(self.samples), m2=found.m2.unsqueeze(self.samples))
         assert self.channels is not None
         kept = z.dim() + self.channels.output_axis
         return grouped(z, tuple(axis for axis in range(z.dim()) if axis != kept))
@@ -104,6 +111,7 @@ class Rule:
             means = (mean - factor * self.channel_means(found)).view(shape)
             moved = alive.view(shape) if self.by_channel else alive
             part.bias.copy_(torch.where(moved, means, part.bias))
+            torch.clear_autocast_cache()
             shift = Shift(part.bias, moved * mean)
         any_alive = alive.any()
         outcome = Outcome(
@@ -154,7 +162,8 @@ class Rules:
         groups: Literal["channels", "samples"] | None = "channels" if by_channel or bias is not None else None
         if self._variance == "samples":
             groups = "samples"
-        return Rule(groups, channels, by_channel and changed, bias, self._options.target_mean, "; ".join(notes))
+        samples = _samples(operation, part.z)
+        return Rule(groups, channels, by_channel and changed, bias, self._options.target_mean, "; ".join(notes), samples)
 
     def _bias(self, operation: Operation, part: Part, channels: Channels | None, notes: list[str]) -> Weight | None:
         """The bias that the means can be moved into; None if there is none, and why."""
@@ -173,6 +182,15 @@ class Rules:
             self._biases.add(bias.part(part.bias))
             return bias
         return None
+
+
+def _samples(operation: Operation, z: Tensor) -> int | None:
+    """The first axis of an output that counts neither matrices side by side (experts) nor channels."""
+    apart = {z.dim() + cut.output_axis for cut in operation.cuts if cut.sizes is None}
+    channel = None if operation.channels is None else z.dim() + operation.channels.output_axis
+    if channel == 0 and operation.kind.startswith("conv"):  # one image without a batch: what follows are its positions
+        return None
+    return next((axis for axis in range(z.dim()) if axis not in apart and axis != channel), None)
 
 
 def _along(bias: Tensor, channels: Channels) -> bool:

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Iterable
+from numbers import Real
 from types import ModuleType
 
 
@@ -67,6 +68,11 @@ def require(module: str, *, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"{module} is not installed; it comes with the extra {extra!r}: pip install 'goodinit[{extra}]'"
         ) from error
+
+
+def is_number(value: object, kind: type = Real) -> bool:
+    """Whether it is a number, of NumPy maybe; True and False are none. ``kind``: of `numbers`."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def did_you_mean(asked: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from goodinit.errors import OptionError
+from goodinit.processes import sharded
 from goodinit.seeds import Seeds, number_from
 
 
@@ -39,14 +41,16 @@ class Undo:
     def remember(self, parameter: Tensor) -> None:
         """Copy a weight unless that has been done. Call it before every change."""
         if id(parameter) not in self._saved:
-            self._saved[id(parameter)] = (parameter, parameter.detach().clone())
+            self._saved[id(parameter)] = (parameter, None if is_lazy(parameter) else parameter.detach().clone())
 
     @torch.no_grad()
     def restore(self) -> None:
         """Put all copies back. May be run again if it was interrupted."""
-        for parameter, copy in self._saved.values():
+        # The last first: where parameters share memory, the first copy has what was there before any change.
+        for parameter, copy in reversed(self._saved.values()):
             if copy is not None:
                 parameter.copy_(copy)
+        torch.clear_autocast_cache()
         for undo in self._more:
             undo()
 
@@ -64,6 +68,16 @@ def all_or_nothing(undo: Undo) -> Iterator[None]:
             except KeyboardInterrupt:  # a second one, of an impatient user: the weights come first
                 continue
         raise
+
+
+@contextmanager
+def undone() -> Iterator[Undo]:
+    """Weights that are given to what comes out of it are put back at the end, whatever happened."""
+    undo = Undo()
+    try:
+        yield undo
+    finally:
+        undo.restore()
 
 
 class Randomness:
@@ -216,45 +230,105 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
 def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened.
 
-    ``attributes``: and tensors that modules hold as plain attributes; otherwise on failure only.
+    ``attributes``: and tensors that modules hold as plain attributes, and parameters that the forward exchanged for others, or
+    for other memory; otherwise on failure only.
     """
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
     every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
-    values = [(b, b.detach().clone()) for _, b in every if not isinstance(b, UninitializedBuffer)]
+    values = [_Kept(b) for _, b in every if not isinstance(b, UninitializedBuffer)]
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
-    plain = [(module, dict(vars(module))) for module in modules]
-    grads = [(p, p.grad, None if p.grad is None else p.grad.detach().clone()) for p in model.parameters()]
+    plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
+    places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
+    grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
     succeeded = False
+
+    def undoing() -> Iterator[Callable[[], object]]:
+        if attributes or not succeeded:
+            yield from (partial(_put_back_tensors, module, before) for module, before, _ in plain)
+            yield from (partial(_put_back, module._parameters, before) for module, _, before in plain)
+            yield from (partial(_put_into, parameter, memory) for parameter, memory in places)
+        yield from (partial(setattr, module, "training", training) for module, training in flags)
+        for module, held, transient in buffers:
+            yield partial(_put_back, module._buffers, held)
+            yield partial(_put_back, module._non_persistent_buffers_set, transient)
+        yield from (kept.put_back for kept in values)
+        for module in lazy:  # materialized by the forward, which cannot be undone: as if just made
+            if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
+                yield module.reset_running_stats
+        for parameter, grad, kept_grad in grads:
+            if kept_grad is not None:
+                yield kept_grad.put_back
+            yield partial(setattr, parameter, "grad", grad)
+
     try:
         yield
         succeeded = True
     finally:
-        with torch.no_grad():
-            if attributes or not succeeded:
-                for module, before in plain:
-                    _put_back_tensors(module, before)
-            for module, training in flags:
-                module.training = training
-            for module, held, transient in buffers:
-                module._buffers.clear()
-                module._buffers.update(held)
-                module._non_persistent_buffers_set.clear()
-                module._non_persistent_buffers_set.update(transient)
-            for buffer, copy in values:
-                # By value: batch_norm updates its statistics without counting up their version.
-                # Sparse ones cannot be compared.
-                # Of one that was on the meta device there is nothing to put back.
-                if not copy.is_meta and (buffer.layout is not torch.strided or not torch.equal(buffer, copy)):
-                    buffer.copy_(copy)
-            for module in lazy:  # materialized by the forward, which cannot be undone: as if just made
-                if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
-                    module.reset_running_stats()
-            for parameter, grad, grad_copy in grads:
-                if grad is not None and grad_copy is not None:
-                    grad.copy_(grad_copy)
-                parameter.grad = grad
+        _all_done(undoing(), quiet=not succeeded)
+
+
+class _Kept:
+    """A tensor's memory and values of now."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._memory, self._copy = tensor, tensor.detach(), tensor.detach().clone()
+
+    def put_back(self) -> None:
+        """Let the tensor have them again."""
+        tensor = self._tensor
+        _put_into(tensor, self._memory)
+        # By value: batch_norm updates its statistics without counting up their version.
+        # Sparse ones cannot be compared.
+        # Of one that was on the meta device there is nothing to put back.
+        if self._copy.is_meta or (tensor.layout is torch.strided and torch.equal(tensor, self._copy)):
+            return
+        with torch.inference_mode(tensor.is_inference()):  # what was made in it may be changed in it alone
+            repeated = [axis for axis, (n, step) in enumerate(_axes(tensor)) if n > 1 and not step]
+            written, copy = tensor, self._copy
+            for axis in repeated:  # which cannot be written as it is: one element stands for many
+                written, copy = written.narrow(axis, 0, 1), copy.narrow(axis, 0, 1)
+            written.copy_(copy)
+
+
+def _axes(tensor: Tensor) -> list[tuple[int, int]]:
+    return list(zip(tensor.shape, tensor.stride(), strict=True)) if tensor.layout is torch.strided else []
+
+
+def _put_into(tensor: Tensor, memory: Tensor) -> None:
+    """Let a tensor lie where it lay, with the shape that it had; nothing to do mostly."""
+    if tensor.is_meta or memory.is_meta or tensor.layout is not torch.strided or memory.layout is not torch.strided:
+        return
+    if sharded.is_sharded(tensor):
+        return
+    try:
+        same = tensor.data_ptr() == memory.data_ptr() and _axes(tensor) == _axes(memory) and tensor.dtype == memory.dtype
+    except RuntimeError:  # a wrapper around other tensors has no memory of its own
+        return
+    if not same:
+        tensor.data = memory
+
+
+def _put_back(now: Any, before: Any) -> None:
+    """The contents of a dict or set."""
+    if type(now) is dict and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
+        return
+    now.clear()
+    now.update(before)
+
+
+def _all_done(steps: Iterator[Callable[[], object]], *, quiet: bool) -> None:
+    """All of the steps, even if one of them raises; then the first exception, unless another one is on its way."""
+    first: BaseException | None = None
+    with torch.no_grad():
+        for step in steps:
+            try:
+                step()
+            except Exception as error:  # noqa: BLE001, PERF203 - what is left must be put back, too
+                first = first or error
+    if first is not None and not quiet:
+        raise first
 
 
 def _put_back_tensors(module: nn.Module, before: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ trials as it takes, to rounding error; `goodinit.reference` is that algorithm as
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +24,8 @@ from torch import nn
 from goodinit import auto, guard
 from goodinit.batches import Call, Calls, Forward
 from goodinit.choice import Choice
-from goodinit.errors import GoodinitWarning, ModelError, OptionError
-from goodinit.interception.intercept import intercept
+from goodinit.errors import DataError, GoodinitWarning, ModelError, OptionError
+from goodinit.interception.intercept import intercept, noted_calls
 from goodinit.interception.weights import Key
 from goodinit.meta import Materializer, target_device
 from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
@@ -140,6 +141,7 @@ def lsuv_(
     start = time.perf_counter()
     automatic = isinstance(target_std, str)
     targets: Targets = 1.0 if isinstance(target_std, str) else target_std
+    _check_given(distributed, checkpoint, reset)
     undo, randomness = guard.Undo(), guard.Randomness(generator)
     ranks = Ranks(model, distributed=distributed, device=device)
     with ranks.together():
@@ -157,16 +159,13 @@ def lsuv_(
             center=center,
             target_mean=target_mean,
         )
-        if checkpoint is not None:
-            _check_alone(model, ranks, batches)
         if automatic:
             auto.check(target_std, ranks, center=center, batches=batches)
-        if automatic or not options.plain:
-            _refuse_parts(model, device=target, checkpoint=checkpoint)
+        _check_together(model, ranks, batches, device=target, checkpoint=checkpoint, whole=automatic or not options.plain)
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
-    with randomness.preserved(model, target), guard.restored(model), guard.all_or_nothing(undo):
+    with randomness.preserved(model, target), guard.all_or_nothing(undo), guard.restored(model):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
@@ -195,6 +194,7 @@ def lsuv_(
                 memory.check()
                 records = scaling.ledger.records()
                 _refuse_nothing_reached(model, records, calls.first)
+                options.refuse_unknown_parts([record.name for record in records])
             if batches > 1:
                 swept = Sweeper(
                     model,
@@ -214,6 +214,28 @@ def lsuv_(
         report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
         _warn(report, batches, swept, one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same)
     return report
+
+
+def _check_given(distributed: object, checkpoint: object, reset: object) -> None:
+    """Refuse arguments of another kind.
+
+    Raises:
+        OptionError: there are such.
+    """
+    if not isinstance(distributed, bool):
+        raise OptionError(f"distributed must be True or False; got {distributed!r}")
+    if checkpoint is not None and not (isinstance(checkpoint, (str, os.PathLike)) and str(checkpoint)):
+        raise OptionError(f"checkpoint must be the path of a folder; got {checkpoint!r}")
+    if reset is not None and not callable(reset):
+        raise OptionError(f"reset must be a function that is given a module; got {reset!r}")
+
+
+def _check_together(model: nn.Module, ranks: Ranks, batches: int, *, device: object, checkpoint: object, whole: bool) -> None:
+    """Refuse arguments that do not go together. ``whole``: whether the pass needs all of the model in memory."""
+    if checkpoint is not None:
+        _check_alone(model, ranks, batches)
+    if whole:
+        _refuse_parts(model, device=device, checkpoint=checkpoint)
 
 
 def _refuse_parts(model: nn.Module, *, device: object, checkpoint: object) -> None:
@@ -288,11 +310,11 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
     sharded.reshard(model)
     failure: BaseException | None = None
     try:
-        seen = intercept(model, scaling, scaling.prepare, memory or None)
+        seen = intercept(model, scaling, scaling.prepare, memory or None, remember=scaling.remember)
         scaling.weights = seen.weights
         if memory is not None:
             memory.begin(scaling, seen.weights)
-        with scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
+        with noted_calls(scaling.called), scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
             call(model)
     except BaseException as error:
         failure = error
@@ -304,6 +326,8 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
 
 def _refuse_nothing_reached(model: nn.Module, records: Sequence[Record], call: Call) -> None:
     if all(record.status == "unused" for record in records):
+        if call.is_empty:
+            raise DataError(f"the batch is empty: {call}")
         raise ModelError(
             f"no linear operator was reached: the forward of {type(model).__name__} called none of linear, conv, bilinear, "
             f"matmul, einsum, addmm with one of its parameters (it was given {call})"

@@ -222,7 +222,7 @@ def target_device(model: nn.Module, device: torch.device | str | None) -> torch.
         return None
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise OptionError(f"device must be a device such as 'cpu' or 'cuda:0'; got {device!r}") from error
     if target.type == "meta":
         raise OptionError("device='meta' has no memory to put numbers into; name a real one, such as 'cpu' or 'cuda:0'")

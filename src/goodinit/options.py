@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from goodinit.errors import ModelError, OptionError, did_you_mean
-from goodinit.interception.weights import Weight, matches
+from goodinit.errors import ModelError, OptionError, did_you_mean, is_number
+from goodinit.interception.weights import Weight, matches, parameter_name
 from goodinit.processes import sharded
 
 PreInit = Literal["orthonormal", "structured"] | Callable[[Tensor], object] | None
@@ -35,6 +37,8 @@ class Options:
     target_mean: float = 0.0
     head: tuple[str, float] | None = None
     """The weight that makes the model's output, and the largest std that this is to have: what ``"auto"`` adds."""
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """All names of the parameters that have several (tied, or in a module that stands in two places), by the first of them."""
 
     @classmethod
     def checked(
@@ -60,16 +64,18 @@ class Options:
         """
         if mode not in ("train", "eval"):
             raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 1:
-            raise OptionError(f"batches must be 1 or more; got {batches!r}")
-        if isinstance(tol, bool) or not isinstance(tol, (int, float)) or not 0 < tol < 1:
+        if not is_number(batches, Integral) or batches < 1:
+            raise OptionError(f"batches must be an integer, 1 or more; got {batches!r}")
+        if not is_number(tol) or not 0 < tol < 1:
             raise OptionError(f"tol must be between 0 and 1; got {tol!r}")
         _refuse_inference(model)
         _check_measure(variance, center, target_mean, batches)
+        if not isinstance(skip, (str, Iterable)):
+            raise OptionError(f"skip must be a pattern such as 'head*', or several: ['head*', 'embed']; got {skip!r}")
         skip = (skip,) if isinstance(skip, str) else tuple(skip)
         targets = target_std if isinstance(target_std, Mapping) else {"*": target_std}
         for value in targets.values():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            if not is_number(value) or not 0 < value < float("inf"):
                 raise OptionError(
                     f"target_std must be a positive number or a mapping from patterns to such, or 'auto'; got {value!r}"
                 )
@@ -80,7 +86,7 @@ class Options:
             )
         _check_patterns(model, "skip", skip)
         _check_patterns(model, "target_std", targets)
-        return cls(target_std, pre_init, skip, variance, center, float(target_mean))
+        return cls(target_std, pre_init, skip, variance, center, float(target_mean), names=_all_names(model))
 
     @property
     def plain(self) -> bool:
@@ -94,12 +100,18 @@ class Options:
 
     def target(self, name: str) -> float:
         """The std that the output of this weight should have."""
-        target = next((float(v) for pattern, v in self._targets().items() if matches(name, pattern)), 1.0)
+        target = next((float(v) for pattern, v in self._targets().items() if self._means(pattern, name)), 1.0)
         return min(target, self.head[1]) if self.head is not None and self.head[0] == name else target
 
     def skips(self, name: str) -> bool:
         """Whether a pattern of ``skip`` means this parameter."""
-        return any(matches(name, pattern) for pattern in self.skip)
+        return any(self._means(pattern, name) for pattern in self.skip)
+
+    def _means(self, pattern: str, name: str) -> bool:
+        """Whether a pattern means a weight, by any of its names."""
+        whole = parameter_name(name)
+        label = name[len(whole) :]
+        return any(matches(each + label, pattern) for each in self.names.get(whole, (whole,)))
 
     def left_alone(self, weight: Weight) -> str | None:
         """The status of a weight that is not to be changed; None for one that is.
@@ -110,21 +122,47 @@ class Options:
             return "skipped"
         if not weight.parameter.requires_grad:
             return "frozen"
-        asked_for = isinstance(self.target_std, Mapping) and any(matches(weight.name, p) for p in self.target_std)
-        return "tied" if weight.embedded and not asked_for else None
+        return "tied" if weight.embedded and not self.asks_for(weight) else None
+
+    def asks_for(self, weight: Weight) -> bool:
+        """Whether a pattern of ``target_std`` means this weight."""
+        return isinstance(self.target_std, Mapping) and any(self._means(p, weight.name) for p in self.target_std)
+
+    def refuse_unknown_parts(self, used: Sequence[str]) -> None:
+        """What parts a parameter has is known when the pass is over.
+
+        Raises:
+            OptionError: a pattern of ``target_std`` that names a part, and none that was used has this name.
+        """
+        for pattern in self._targets():
+            whole = parameter_name(pattern)
+            parts = [name for name in used if whole in self.names.get(parameter_name(name), (parameter_name(name),))]
+            if pattern != whole and parts and not any(self._means(pattern, name) for name in used):
+                near = did_you_mean(pattern, parts)
+                raise OptionError(
+                    f"target_std: the pattern {pattern!r} matches no part of {whole!r} that was used{near}. "
+                    f"The report would name {', '.join(parts[:8])}{', …' if len(parts) > 8 else ''}"
+                )
 
     def _targets(self) -> Mapping[str, float]:
         return self.target_std if isinstance(self.target_std, Mapping) else {"*": self.target_std}
 
 
-def _check_measure(variance: str, center: object, mean: object, batches: int) -> None:
+def _all_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    names: dict[int, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)] = (*names.get(id(parameter), ()), name)
+    return {known[0]: known for known in names.values() if len(known) > 1}
+
+
+def _check_measure(variance: str, center: object, mean: float, batches: int) -> None:
     if variance not in VARIANCES:
         raise OptionError(
             f"variance must be 'all', 'samples' or 'channels'; got {variance!r}{did_you_mean(str(variance), VARIANCES)}"
         )
     if not isinstance(center, bool):
         raise OptionError(f"center must be True or False; got {center!r}. target_mean= takes a number")
-    if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not abs(mean) < float("inf"):
+    if not is_number(mean) or not math.isfinite(mean):
         raise OptionError(f"target_mean must be a number; got {mean!r}")
     if mean and not center:
         raise OptionError(f"target_mean={mean!r} is what center=True brings the channels' means to; got center=False")
@@ -176,6 +214,8 @@ def _check_patterns(model: nn.Module, option: str, patterns: Iterable[str]) -> N
     for pattern in patterns:
         if not isinstance(pattern, str):
             raise OptionError(f"{option}: patterns are strings such as 'head*'; got {pattern!r}")
+        if option == "target_std" and pattern not in known and parameter_name(pattern) in known:
+            continue  # a part of one: see `Options.refuse_unknown_parts`
         if not any(matches(name, pattern) for name in known):
             near = [*known, *(name for name, _ in model.named_modules() if name)]
             raise OptionError(

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from goodinit.errors import OptionError, did_you_mean
+from goodinit.errors import OptionError, did_you_mean, is_number
 from goodinit.haar import haar_
 from goodinit.structured import structured_
 
@@ -76,6 +76,10 @@ def orthonormal_(
     """
     count, rows, columns = matrix_shape(weight, groups=groups, batch_dims=batch_dims)
     check_method(method)
+    if not (generator is None or isinstance(generator, torch.Generator)):
+        raise OptionError(f"generator must be a torch.Generator: generator=torch.Generator().manual_seed(0); got {generator!r}")
+    if not is_number(gain):
+        raise OptionError(f"gain must be a number; got {gain!r}")
     if weight.numel() == 0:
         return weight
     device = weight.device if generator is None else generator.device
@@ -103,7 +107,13 @@ def matrix_shape(weight: Tensor, *, groups: int = 1, batch_dims: int = 0) -> tup
     Raises:
         OptionError: see `orthonormal_`.
     """
+    if not isinstance(weight, Tensor):
+        raise OptionError(f"orthonormal_ fills a tensor, such as layer.weight; got {type(weight).__name__}")
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in (groups, batch_dims)):
+        raise OptionError(f"groups and batch_dims must be integers; got {groups!r} and {batch_dims!r}")
     shape = tuple(weight.shape)
+    if weight.layout is not torch.strided or any(n > 1 and not step for n, step in zip(shape, weight.stride(), strict=True)):
+        raise OptionError(f"orthonormal_ cannot fill a sparse or an expanded weight (shape {shape}); give it weight.clone()")
     if not (weight.is_floating_point() or weight.is_complex()):
         raise OptionError(f"orthonormal_ needs a float or complex weight; got {weight.dtype} of shape {shape}")
     if weight.is_meta:

@@ -103,12 +103,15 @@ class Report:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, name: str) -> Record:
-        """The record of a weight by its name.
+    def __getitem__(self, name: str | int) -> Record:
+        """The record of a weight by its name, or by its place in the order of the first uses.
 
         Raises:
             KeyError: there is none of this name.
+            IndexError: there are not so many.
         """
+        if isinstance(name, int):
+            return self.records[name]
         for record in self.records:
             if record.name == name:
                 return record
@@ -131,9 +134,12 @@ class Report:
         unknown = set(raw) ^ {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(f"not a goodinit report: fields missing or unknown: {sorted(unknown)}")
-        records = tuple(Record(**{**r, "shape": tuple(r["shape"]), "uses": tuple(r["uses"])}) for r in raw.pop("records"))
-        chosen = raw.pop("choice")
-        return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
+        try:
+            records = tuple(Record(**{**r, "shape": tuple(r["shape"]), "uses": tuple(r["uses"])}) for r in raw.pop("records"))
+            chosen = raw.pop("choice")
+            return cls(records=records, choice=None if chosen is None else Choice.of(chosen), **raw)
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a goodinit report: fields of a record missing or unknown: {error}") from error
 
     def __str__(self) -> str:
         parts = [table(*self._table(), right=_RIGHT), self.summary()]

@@ -21,7 +21,7 @@ from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
 from goodinit.interception.intercept import module_operations
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
-from goodinit.interception.weights import Key, Weight
+from goodinit.interception.weights import Key, Weight, storage_of
 from goodinit.ledger import Ledger, Outcome
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
@@ -58,6 +58,7 @@ class Drawn:
         """All of them as they were when they were drawn."""
         for tensor, copy in self._kept.values():
             tensor.copy_(copy)
+        torch.clear_autocast_cache()
 
 
 class Scaling:
@@ -93,6 +94,8 @@ class Scaling:
         self._shards = shards
         self._known = Progress() if shards is None or goals is not None else shards.known
         self._places_drawn = set(self._known.drawn)
+        self.called: set[int] = set()
+        """Ids of the modules that ran."""
         self.weights: Sources | None = None
         """Of the model, once a pass has begun."""
         self._ranks = ranks
@@ -107,6 +110,8 @@ class Scaling:
         self._last_shift: Shift | None = None
         self._options = options
         self._undo = undo
+        self.remember = undo.remember
+        """Is to be called before a parameter is changed by anything else."""
         self._randomness = randomness
         self._covered = Covered()
         self._adopted: set[Key] = set()
@@ -143,7 +148,7 @@ class Scaling:
         """The output z with the final weight: measured, and at the weight's first use scaled."""
         weight = operation.weight
         again = weight in self._covered
-        left_alone = self._options.left_alone(weight) or (None if again else weight.obstacle)
+        left_alone = self._options.left_alone(weight) if again else self._left_alone(weight)
         if again:
             weight.refresh()
         elif left_alone is None and weight.key not in self._drawn.keys:
@@ -177,9 +182,17 @@ class Scaling:
                     self.prints[part.weight.key] = fingerprint(part.z)
             self._covered.add(part.weight)
             newest = changed or (self._newest is not None and part.weight.key == self._newest.key)
-            self.last, self.last_again = (part.weight if newest and not part.weight.embedded else None), not changed
+            alone = not (part.weight.embedded or part.weight.is_read)
+            self.last, self.last_again = (part.weight if newest and alone else None), not changed
             self._newest = part.weight if changed else self._newest
         return z
+
+    def _left_alone(self, weight: Weight) -> str | None:
+        """The status of a weight that is not to be changed at its first use; None for one that is."""
+        status = self._options.left_alone(weight) or weight.obstacle
+        if status is None and weight.is_read and not self._options.asks_for(weight):
+            return "tied"  # what the model did with it before would not be what it does with other values
+        return status
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
         """Give an output its target std."""
@@ -188,20 +201,20 @@ class Scaling:
             for root in () if rule.bias is None else rule.bias.roots():
                 self._undo.remember(root.held)
             outcome, self._last_shift = rule.apply_(part, found, target)
-            self.ledger.enter(weight, kind, target, "scaled", outcome)
+            self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
             return
         factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
         outcome = outcome if rule is None else replace(outcome, note=rule.note)
         weight.scale_(factor)
         part.z.mul_(factor)
-        self.ledger.enter(weight, kind, target, "scaled", outcome)
+        self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
 
     def adopt(self, content: Any, found: Statistic) -> None:
         """Draw and scale a weight that other processes use and this one does not, or not yet."""
         assert self.weights is not None
         operation, part = rebuilt(content, self.weights)
         weight = part.weight
-        if weight in self._covered or self._options.left_alone(weight) or weight.obstacle:
+        if weight in self._covered or self._left_alone(weight):
             return
         if not self._rules.plain:
             self._shunned.append(weight.name)
@@ -226,20 +239,27 @@ class Scaling:
         if self._options.pre_init is not None and self._goals is None:
             self._fill_both(operation, self._options.pre_init)
         self._drawn.keep(operation)
-        if operation.bias_weight is not None and operation.bias_weight.key in self.zeroed and self._rules.plain:
-            operation.bias = None  # saves adding it
+        bias, added = operation.bias_weight, operation.bias
+        if bias is not None and bias.key in self.zeroed and added is not None:
+            in_place = storage_of(added) == storage_of(bias.tensor)
+            if self._rules.plain or not in_place:  # saves adding it; beta times what it was is no longer true
+                operation.bias = None
 
     def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
         with self._drawn.timed():
             operation.weight.draw_(lambda weight, place: self._fill_now(pre_init, operation.layout, weight, place))
         bias = operation.bias_weight
-        kept = bias is None or not bias.parameter.requires_grad or self._options.skips(bias.name) or self._rules.hold(bias)
-        if bias is not None and not kept:
+        if bias is not None and not self._keeps(bias):
             for root in bias.roots():
                 self._undo.remember(root.held)
                 root.zero_(operation.zero_bias_)
             bias.refresh()
             self.zeroed.add(bias.key)
+
+    def _keeps(self, bias: Weight) -> bool:
+        """Whether a bias is not to be zeroed: the caller's wish, or it was used before."""
+        asked = not bias.parameter.requires_grad or self._options.skips(bias.name)
+        return asked or self._rules.hold(bias) or bias.is_read or bias in self._covered
 
     def _fill_now(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if self._ahead is None or not self._ahead.take(layout, weight, place):
@@ -308,7 +328,10 @@ class Scaling:
         """Weights that the forward did not use: drawn, not scaled."""
         assert self.weights is not None
         touched = self.weights.touched()
-        for operation in (*self._idle, *module_operations(model, self.weights)):
+        for operation in self._idle:
+            self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
+        touched |= {id(p) for module in model.modules() if id(module) in self.called for p in module._parameters.values()}
+        for operation in module_operations(model, self.weights):
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 
     @contextmanager
@@ -326,3 +349,9 @@ class Scaling:
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
+
+
+def _noted(outcome: Outcome, weight: Weight) -> Outcome:
+    """With a word on a weight that was read before, and is changed because the caller asked for it."""
+    more = "what read it before has changed with it" if weight.is_read else ""
+    return replace(outcome, note="; ".join(filter(None, (outcome.note, more))))

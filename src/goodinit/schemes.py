@@ -115,7 +115,7 @@ def init_(
     start = time.perf_counter()
     options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
     undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)
-    with randomness.preserved(model), guard.restored(model), guard.all_or_nothing(undo):
+    with randomness.preserved(model), guard.all_or_nothing(undo), guard.restored(model):
         drawing = (_Default if scheme == "default" else _Drawing)(options, undo, randomness, alone)
         with torch.inference_mode(False), torch.no_grad():
             passes = drawing.run(model, data, forward)
@@ -125,7 +125,7 @@ def init_(
 def _check(scheme: str, nonlinearity: str, gain: float) -> None:
     if scheme not in SCHEMES:
         here = _ELSEWHERE.get(str(scheme).lower().partition("_")[0])
-        hint = f", which is called {here!r} here" if here else did_you_mean(str(scheme), SCHEMES)
+        hint = f", which is called {here!r} here" if here else did_you_mean(str(scheme).lower(), SCHEMES)
         raise OptionError(f"scheme must be one of {', '.join(SCHEMES)}; got {scheme!r}{hint}")
     if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0 < gain < float("inf"):
         raise OptionError(f"gain must be a positive number; got {gain!r}")
@@ -199,7 +199,7 @@ class _Drawing(Scaling):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
         """Draw all weights; returns the number of forward passes."""
         call = None if data is None and forward is None else first_call(model, data, forward)
-        with guard.forward_mode(model, "train"), intercept(model, self, self.prepare) as seen:
+        with guard.forward_mode(model, "train"), intercept(model, self, self.prepare, remember=self.remember) as seen:
             if call is not None:
                 with self.explained(call):
                     call(model)
@@ -249,20 +249,23 @@ class _Default(_Drawing):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:  # noqa: ARG002 - needs neither
         """Reset all layers; returns the number of forward passes."""
         super().run(model, None, None)
+        weights = Sources(model)
         for number, (name, layer) in reversed(
             list(enumerate(layers(model)))
         ):  # a MultiheadAttention after its out_proj, whose bias it zeroes
             if nn.utils.parametrize.is_parametrized(layer):
                 raise ModelError(f"default cannot reset {name!r}, whose weight is parametrized; use another scheme")
-            self._reset(number, name, layer)
+            self._reset(number, name, layer, weights)
         return 0
 
     def _draw(self, operation: Operation) -> None:
         """Nothing here: layers are reset as a whole."""
 
-    def _reset(self, number: int, name: str, layer: nn.Module) -> None:
+    def _reset(self, number: int, name: str, layer: nn.Module, weights: Sources) -> None:
         parameters = {f"{name}.{key}".lstrip("."): p for key, p in layer.named_parameters()}
-        kept = [(p, p.clone()) for key, p in parameters.items() if self._options.skips(key) or not p.requires_grad]
+        own = {key: weights.find(p) for key, p in parameters.items()}
+        left_alone = {key for key, weight in own.items() if weight is not None and self._options.left_alone(weight)}
+        kept = [(p, p.clone()) for key, p in parameters.items() if key in left_alone]
         if len(kept) == len(parameters):
             return
         for parameter in parameters.values():
@@ -272,3 +275,4 @@ class _Default(_Drawing):
             reset()
         for parameter, copy in kept:
             parameter.copy_(copy)
+        torch.clear_autocast_cache()

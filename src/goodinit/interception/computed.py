@@ -79,6 +79,22 @@ class Computed(Weight):
         """The same whenever it is computed from the same parameters."""
         return tuple(root.key for root in self.sources)
 
+    @property
+    def is_read(self) -> bool:
+        """Whether something else reads a root that would be changed."""
+        return any(root.is_read for root in self.sources) and any(root.is_read for root in self.changed)
+
+    @cached_property
+    def changed(self) -> tuple[Weight, ...]:
+        """The roots that are changed in order to draw it and to scale it."""
+        return *self._drawn, *(root for root in self.factors if root not in self._drawn)
+
+    @property
+    def _drawn(self) -> tuple[Weight, ...]:
+        """The root that looks like the weight itself, or else all that have as many axes."""
+        alike = tuple(root for root in self.sources if root.tensor.shape == self.tensor.shape)[:1]
+        return alike or tuple(root for root in self.sources if root.tensor.dim() == self.tensor.dim())
+
     @cached_property
     def factors(self) -> tuple[Weight, ...]:
         """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
@@ -111,13 +127,13 @@ class Computed(Weight):
 
         Roots of the form of g in g v / |v| then get the values that give the weight its drawn rows.
         """
-        alike = [root for root in self.sources if root.tensor.shape == self.tensor.shape][:1]
-        drawn = alike or [root for root in self.sources if root.tensor.dim() == self.tensor.dim()]
+        drawn = self._drawn
         for root in drawn:
             root.draw_(fill)
         (one, *more) = self.factors
-        if alike and not more and one is not alike[0] and one.tensor.dim() == self.tensor.dim():
-            _fit_gain_(one, alike[0].tensor.detach(), self.node)
+        alike = bool(drawn) and drawn[0].tensor.shape == self.tensor.shape
+        if alike and not more and one is not drawn[0] and one.tensor.dim() == self.tensor.dim():
+            _fit_gain_(one, drawn[0].tensor.detach(), self.node)
         self.refresh()
 
     def at_first(self, axis: int) -> Computed:
@@ -169,7 +185,11 @@ class Sources(Weights):
                 return None
             name, parameter = roots[0].name, roots[0].parameter
             embedded = any(r.embedded for r in roots)
-            return Computed(name, parameter, tensor, embedded, roots[0].number, node=node, sources=tuple(roots))
+            return Computed(name, parameter, tensor, embedded, number=roots[0].number, node=node, sources=tuple(roots))
+        return super().find(tensor)
+
+    def parameter(self, tensor: object) -> Weight | None:
+        """The parameter, or the part of one, that ``tensor`` is or shares memory with."""
         return super().find(tensor)
 
     def constant(self, tensor: object) -> bool:
@@ -177,8 +197,9 @@ class Sources(Weights):
         return isinstance(tensor, Tensor) and (id(tensor) in self._nodes or storage_of(tensor) in self._buffers)
 
     def touched(self) -> set[int]:
-        """Ids of the parameters that something was computed from."""
-        return {id(root.held) for _, node in self._nodes.values() for root in node.roots().values()}
+        """Ids of the parameters that something was computed from, or that data met otherwise."""
+        computed = {id(root.held) for _, node in self._nodes.values() for root in node.roots().values()}
+        return computed | self._read - self._embedded
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
         """Remember how a call made its result, if it was given parameters and buffers alone."""
@@ -190,7 +211,7 @@ class Sources(Weights):
             return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
         gathers = function is Tensor.__getitem__ and args[0].dim() > 2
-        sources = self._sources(args, kwargs, indices=gathers)
+        sources = self._sources(function, args, kwargs, indices=gathers)
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
         for place, tensor in made:
@@ -200,32 +221,36 @@ class Sources(Weights):
                 self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
 
     def _sources(
-        self, args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
+        self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
     ) -> tuple[Sequence[Any], dict[str, Any]] | None:
         """The arguments with nodes and weights for tensors; None if there is data among them, or no tensor at all.
 
-        Integers are data too unless ``indices`` are allowed.
+        Integers are data too unless ``indices`` are allowed. Weights among the data are read.
         """
-        seen = False
+        found: list[Node | Weight] = []
+        buffers = data = False
 
         def source(x: Any) -> Any:
-            nonlocal seen
+            nonlocal buffers, data
             if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
                 return x
-            if (made := self._nodes.get(id(x))) is not None:
-                found: Any = made[1]
-            elif (found := super(Sources, self).find(x)) is None:
-                if storage_of(x) not in self._buffers:
-                    raise _DataFoundError
-                found = x
-            seen = True
-            return found
+            known = self._nodes.get(id(x))
+            made: Node | Weight | None = known[1] if known is not None else super(Sources, self).find(x)
+            if made is not None:
+                found.append(made)
+                return made
+            if storage_of(x) in self._buffers:
+                buffers = True
+            else:
+                data = True
+            return x
 
-        try:
-            mapped = _mapped(args, source), {k: _mapped(v, source) for k, v in kwargs.items()}
-        except _DataFoundError:
-            return None
-        return mapped if seen else None
+        mapped = _mapped(args, source), {k: _mapped(v, source) for k, v in kwargs.items()}
+        if data and found and function not in _FORM_ONLY:
+            for each in found:
+                for root in each.roots().values() if isinstance(each, Node) else (each,):
+                    self.read(root)
+        return mapped if (found or buffers) and not data else None
 
 
 # What these make has nothing of their argument but its shape, dtype and device.
@@ -235,8 +260,8 @@ _SHAPE_ONLY = frozenset(
 )
 
 
-class _DataFoundError(Exception):
-    """An argument of a call is data."""
+# What these make of data has nothing of their other argument but its shape, dtype and device.
+_FORM_ONLY = _SHAPE_ONLY | {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, torch.result_type}
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

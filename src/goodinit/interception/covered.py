@@ -18,15 +18,17 @@ class Covered:
         self._masks: dict[int, Tensor] = {}
 
     def __contains__(self, weight: Weight) -> bool:
-        """Whether any element of the weight was added before."""
-        return any(self._contains(root) for root in weight.roots())
+        """Whether any element that is changed with the weight was added before."""
+        known = [self._contains(root) for root in weight.roots()]
+        return any(known) and (all(known) or any(self._contains(root) for root in weight.changed))
 
     def _contains(self, weight: Weight) -> bool:
-        seen = self._regions.get(id(weight.held), set())
-        if not seen or weight.region in seen:
+        key, region = weight.memory
+        seen = self._regions.get(key, set())
+        if not seen or region in seen:
             return bool(seen)
-        near = [known for known in seen if _meet(known, weight.region)]
-        if any(_fills(known, weight.region) or _fills(weight.region, known) for known in near):
+        near = [known for known in seen if _meet(known, region)]
+        if any(_fills(known, region) or _fills(region, known) for known in near):
             return True
         return bool(near) and bool(self._view(weight).any())
 
@@ -36,24 +38,31 @@ class Covered:
             self._add(root)
 
     def _add(self, weight: Weight) -> None:
-        key = id(weight.held)
-        self._regions.setdefault(key, set()).add(weight.region)
+        key, region = weight.memory
+        self._regions.setdefault(key, set()).add(region)
         if key in self._masks:
             self._view(weight).fill_(True)
 
     def _view(self, weight: Weight) -> Tensor:
-        """The weight's elements in a mask over its parameter, which is as large, so made only for regions that interlock.
+        """The weight's elements in a mask over its memory, which is as large, so made only for regions that interlock.
 
         On the CPU, so that reading it waits for no device.
         """
-        key, p = id(weight.held), weight.parameter
+        key, region = weight.memory
         if key not in self._masks:
+            p = weight.parameter
             extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+            if weight.start is not None:
+                extent = p.untyped_storage().nbytes() // p.element_size()
             self._masks[key] = torch.zeros(extent, dtype=torch.bool)
-            for offset, axes in self._regions.get(key, ()):
-                self._masks[key].as_strided([n for _, n in axes], [s for s, _ in axes], offset).fill_(True)
-        offset, axes = weight.region
-        return self._masks[key].as_strided([n for _, n in axes], [s for s, _ in axes], offset)
+            for known in self._regions.get(key, ()):
+                _elements(self._masks[key], known).fill_(True)
+        return _elements(self._masks[key], region)
+
+
+def _elements(mask: Tensor, region: Region) -> Tensor:
+    offset, axes = region
+    return mask.as_strided([n for _, n in axes], [s for s, _ in axes], offset)
 
 
 def _ends(region: Region) -> tuple[int, int]:

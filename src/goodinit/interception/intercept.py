@@ -7,6 +7,7 @@ weights is handed over as an `Operation`; the handler's result is what the model
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import FunctionType
 from typing import Any
@@ -55,7 +56,14 @@ _NOISE: dict[Function, tuple[str, int, Any]] = {
 
 
 _EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
+# torch names all other functions that change their first argument with an underscore at the end. `weight *= 2` is __imul__.
+_WRITING = frozenset({"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))})
 _MULTI_HEAD = F.multi_head_attention_forward.__code__.co_varnames
+
+
+def _is_in_place(function: Function) -> bool:
+    name = getattr(function, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING or function == Tensor.data.__set__  # type: ignore[attr-defined]  # a property
 
 
 def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -93,14 +101,18 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         arrive: Arrive | None = None,
         *,
         watch: Watch | None = None,
+        remember: Callable[[Tensor], object] | None = None,
     ) -> None:
-        """``arrive``: sees the arguments of every call before it: tensors on the meta device may get memory now."""
+        """``arrive``: sees the arguments of every call before it: tensors on the meta device may get memory now. ``remember``:
+        is given a parameter that the model is about to change itself.
+        """
         super().__init__()
         self.weights = Sources(model)
         self._handle = handle
         self._prepare = prepare or _ignore
         self._arrive = arrive
         self._watch = watch
+        self._remember = remember
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -108,6 +120,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         kwargs = kwargs or {}
         if self._arrive is not None:
             self._arrive(func, (*args, *kwargs.values()))
+        if self._remember is not None:
+            self._remember_changed(func, args, kwargs)
         if func in _NOISE:
             args, kwargs = _without_noise(func, args, kwargs)
         if func is F.multi_head_attention_forward:
@@ -134,6 +148,19 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         self.weights.note(func, args, kwargs, out)
         return out
 
+    def _remember_changed(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Parameters that a call writes into: what a function changes in place, ``out=``, an embedding's table with max_norm."""
+        assert self._remember is not None
+        written = [kwargs["out"]] if "out" in kwargs else []
+        if function in _EMBEDDINGS:
+            limited = kwargs.get("max_norm") if "max_norm" in kwargs else args[3] if len(args) > 3 else None
+            written += [] if limited is None else [kwargs["weight"] if "weight" in kwargs else args[1]]
+        elif _is_in_place(function):
+            written += args[:1]
+        for tensor in written:
+            if (weight := self.weights.parameter(tensor)) is not None:
+                self._remember(weight.held)
+
     def _handle_outside(self, operation: Operation) -> Tensor:
         """In a transform of torch.func the handler gets the output of all samples, and the model what the final weight gives."""
         with transforms.left() as inside, torch.no_grad():
@@ -159,6 +186,16 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                 weight = self.weights.find(transforms.unwrapped(operand))
                 if weight is not None:
                     self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
+
+
+@contextmanager
+def noted_calls(called: set[int]) -> Iterator[None]:
+    """Collect the ids of all modules that are called, in threads and by TorchScript's functions too, which no mode sees."""
+    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, _: called.add(id(module)))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _recurrent(kind: str, given: GatedWeight, weights: Sources) -> Operation | None:

@@ -133,7 +133,7 @@ def _added_product(function: Function, a: Arguments, weights: Sources) -> Operat
     if operation is None:
         return None
     added = a["input"] if beta == 1 else beta * a["input"]
-    is_bias = beta == 1 and (a["input"].dim() == 1 or a["input"].shape[-2] == 1)
+    is_bias = a["input"].dim() < 2 or 1 in a["input"].shape[-2:]  # else it is a table
     operation.bias_weight = weights.find(a["input"]) if is_bias else None
     if operation.bias_weight is not None:
         operation.bias = added

@@ -8,7 +8,7 @@ reaches the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
@@ -40,15 +40,24 @@ class Weight:
     """Shares memory with ``parameter``; the axes are the operator's."""
     embedded: bool = False
     """Whether an embedding reads the parameter too."""
+    was_read: bool = False
+    """Whether something else than a linear operator has read the parameter already."""
     number: int = 0
     """Of the parameter in the order of registration."""
     home: Tensor | None = None
     """The sharded parameter, where `parameter` is the whole one that a forward works with."""
+    start: tuple[int, int] | None = None
+    """Of a parameter that shares memory with another one: where this memory is, and at which element of it it begins."""
 
     @property
     def module(self) -> str:
         """Name of the module that holds the parameter; empty for the root."""
         return module_name(self.name)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether changing it now would change what something else has read."""
+        return self.was_read
 
     divisible: ClassVar[bool] = True
     """Whether parts of it can be scaled apart."""
@@ -69,6 +78,15 @@ class Weight:
         return id(self.held), self.region
 
     @property
+    def memory(self) -> tuple[int, Region]:
+        """Where it lies in memory: which one, and its region there, the same whichever of the parameters there it belongs to."""
+        if self.start is None:
+            return id(self.held), self.region
+        address, first = self.start
+        offset, axes = self.region
+        return address, (offset + first // (2 if self.is_complex_view else 1), axes)
+
+    @property
     def place(self) -> object:
         """Tells it from all other weights of the model, the same in every process and in every wrapper around the model."""
         whole = self.tensor.numel() == self.parameter.numel()
@@ -85,6 +103,7 @@ class Weight:
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply it by a 0-d tensor."""
+        torch.clear_autocast_cache()  # which has casts of parameters, and does not see that they change
         if self._lives_apart:
             sharded.local(self.tensor.detach()).mul_(factor)
         if self.home is not None:
@@ -103,6 +122,7 @@ class Weight:
         self._write_(lambda weight: weight.copy_(values))
 
     def _write_(self, write: sharded.Write, start: float | None = None) -> None:
+        torch.clear_autocast_cache()
         if self.home is None:
             write(self.tensor.detach())
             return
@@ -135,17 +155,22 @@ class Weight:
         shape, stride, offset = self.in_whole
         return Place((*shape, 2), (*(2 * s for s in stride), 1), 2 * offset) if self.is_complex_view else self.in_whole
 
+    @property
+    def changed(self) -> tuple[Weight, ...]:
+        """The parts of parameters that are changed in order to draw it and to scale it."""
+        return (self,)
+
     def refresh(self) -> None:
         """Bring it up to date with its parameters."""
 
     def part(self, tensor: Tensor) -> Weight:
         """The same parameter through ``tensor``, a view of this weight."""
         name = parameter_name(self.name) + region_label(self.parameter, tensor)
-        return Weight(name, self.parameter, tensor, self.embedded, self.number, self.home)
+        return replace(self, name=name, tensor=tensor)
 
     def at_first(self, axis: int) -> Weight:
         """The weight at the first place of an axis along which it repeats itself."""
-        return Weight(self.name, self.parameter, self.tensor.select(axis, 0), self.embedded, self.number, self.home)
+        return replace(self, tensor=self.tensor.select(axis, 0))
 
     @cached_property
     def region(self) -> Region:
@@ -171,6 +196,7 @@ class Weights:
         self._strangers: dict[int, Tensor] = {}
         self._rows: dict[int, int] = {}
         self._embedded: set[int] = set()
+        self._read: set[int] = set()
         self._collect()
         for module in model.modules():
             if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
@@ -227,13 +253,30 @@ class Weights:
     def _weight(self, name: str, parameter: Tensor, tensor: Tensor) -> Weight:
         whole = parameter_name(name)
         home = self._homes.get(whole)
-        embedded = id(parameter if home is None else home) in self._embedded
-        return Weight(name, parameter, tensor, embedded, self._numbers[whole], home)
+        held = id(parameter if home is None else home)
+        seen = held in self._embedded, held in self._read
+        start = (
+            None if home is not None or not self._others(parameter) else (storage_of(parameter), int(parameter.storage_offset()))
+        )
+        return Weight(name, parameter, tensor, *seen, self._numbers[whole], home, start)
+
+    def _others(self, parameter: Tensor) -> list[Tensor]:
+        """Parameters that have a part of their memory in common with this one, apart from itself."""
+        known = self._by_storage.get(storage_of(parameter), ())
+        return [p for _, p in known if p is not parameter and storage_of(p) == storage_of(parameter) and _overlap(p, parameter)]
 
     def read_by_embedding(self, tensor: object) -> None:
         """Note that an embedding looks rows up in this weight."""
         if (weight := self.find(tensor)) is not None:
-            self._embedded.add(id(weight.held))
+            self._embedded.update(self._ids(weight))
+
+    def read(self, weight: Weight) -> None:
+        """Note that something else than a linear operator reads this weight."""
+        self._read.update(self._ids(weight))
+
+    def _ids(self, weight: Weight) -> set[int]:
+        """Of its parameter, and of those that it shares memory with."""
+        return {id(weight.held)} | (set() if weight.home is not None else set(map(id, self._others(weight.parameter))))
 
     def stack(self, tensor: object, *, rows: int) -> None:
         """Note that a weight holds matrices of ``rows`` rows, one below the other (``in_proj_weight``: query, key, value)."""
@@ -253,17 +296,18 @@ def module_name(name: str) -> str:
 
 def parameter_name(name: str) -> str:
     """``"layers.0.weight"`` of ``"layers.0.weight[2]"``."""
-    return name.partition("[")[0]
+    module, dot, own = name.rpartition(".")  # names of modules may have brackets, too
+    return module + dot + own.partition("[")[0]
 
 
 def matches(name: str, pattern: str) -> bool:
     """Whether a shell-style pattern means this weight: by its own name, its parameter's, or that of a module around it."""
     parameter = parameter_name(name)
-    if fnmatchcase(parameter, pattern) or fnmatchcase(name, pattern):
+    if pattern in (parameter, name) or fnmatchcase(parameter, pattern) or fnmatchcase(name, pattern):
         return True
     module = module_name(name)
     while module:
-        if fnmatchcase(module, pattern):
+        if pattern == module or fnmatchcase(module, pattern):
             return True
         module = module.rpartition(".")[0]
     return False
@@ -308,11 +352,17 @@ def storage_of(tensor: Tensor) -> int:
 
 def _within(part: Tensor, whole: Tensor) -> bool:
     """Whether all bytes of ``part`` lie among those of ``whole``, both of one storage."""
-
-    def span(t: Tensor) -> tuple[int, int]:
-        first = int(t.storage_offset())
-        last = first + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-        return first * t.element_size(), (last + 1) * t.element_size()
-
-    (start, stop), (low, high) = span(part), span(whole)
+    (start, stop), (low, high) = _span(part), _span(whole)
     return part.numel() > 0 and low <= start and stop <= high
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether the bytes from first to last of one and of the other meet, both of one storage."""
+    (start, stop), (low, high) = _span(a), _span(b)
+    return a.numel() > 0 and b.numel() > 0 and start < high and low < stop
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    first = int(t.storage_offset())
+    last = first + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return first * t.element_size(), (last + 1) * t.element_size()

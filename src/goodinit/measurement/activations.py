@@ -14,6 +14,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 Function = Callable[..., Any]
 T = TypeVar("T")
@@ -88,7 +89,7 @@ def shape_of(function: Function, args: Iterable[Any], kwargs: dict[str, Any]) ->
 
 @cache
 def _shape(function: Function, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Shape:
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):  # not a checkpoint's
         even = torch.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1, dtype=torch.float64) / _PER_UNIT
         x = torch.cat([even, torch.tensor([-_TINY, _TINY])]).sort().values.requires_grad_()
         y = function(x * 1, *args, **dict(kwargs))  # a copy: it may be overwritten
@@ -113,14 +114,14 @@ class Trail(Generic[T]):
 
     def begin(self, tensor: Tensor, what: T) -> None:
         """Follow a tensor as it is now."""
-        self._seen[id(tensor)] = weakref.ref(tensor), tensor._version, what
+        self._seen[id(tensor)] = weakref.ref(tensor), _version(tensor), what
 
     def find(self, tensor: object) -> T | None:
         """What a tensor is, unless it was overwritten since."""
         reference, version, what = self._seen.get(id(tensor), (None, 0, None))
         if not isinstance(tensor, Tensor) or reference is None or reference() is not tensor:
             return None
-        return what if tensor._version == version else None
+        return what if _version(tensor) == version else None
 
     def follow(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make a call that may hand on a tensor that is followed."""
@@ -134,6 +135,15 @@ class Trail(Generic[T]):
         if what is not None and isinstance(out, Tensor):
             self.begin(out, what)
         return out
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was overwritten; tensors made in inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -76,11 +76,12 @@ def measure(
     with (
         guard.Randomness(None).preserved(model),
         guard.gradients_aside(model.parameters()),
+        guard.undone() as undo,
         guard.restored(model, attributes=True),
     ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
-            value, weights = _run(model, call, objective, observer)
+            value, weights = _run(model, call, objective, observer, undo)
         layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
         inputs, entropy = _inputs(call), observer.cross_entropy
     seconds = time.perf_counter() - start
@@ -107,12 +108,14 @@ def _inputs(call: Call) -> tuple[tuple[str, float, float], ...]:
     return tuple(found)
 
 
-def _run(model: nn.Module, call: Call, objective: Objective | None, observer: Observer) -> tuple[float | None, Sources]:
+def _run(
+    model: nn.Module, call: Call, objective: Objective | None, observer: Observer, undo: guard.Undo
+) -> tuple[float | None, Sources]:
     """The pass; gives the loss, and the weights that were seen."""
     sharded.reshard(model)
     try:
         inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
-        seen = intercept(model, observer, observer.prepare, watch=observer.watch)
+        seen = intercept(model, observer, observer.prepare, watch=observer.watch, remember=undo.remember)
         with inputs, guard.without_reduction(model), seen:
             with _explained(observer, call):
                 output = call(model)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.canvas import Theme
-from goodinit.errors import UnhealthyError
+from goodinit.errors import OptionError, UnhealthyError
 from goodinit.files import for_json, write_whole
 from goodinit.measurement.comparison import Comparison
 from goodinit.measurement.layer import Finding, Layer
@@ -119,6 +119,8 @@ class Signal:
 
     def compare(self, other: Signal, *, labels: tuple[str, str] = ("before", "after")) -> Comparison:
         """This signal beside another one, of the same model later, or of another run."""
+        if not isinstance(other, Signal):
+            raise OptionError(f"a signal is compared with another one, of goodinit.measure; got {type(other).__name__}")
         return Comparison(self, other, labels)
 
     def to_json(self) -> str:
