@@ -47,7 +47,7 @@ def test_differences_are_named():
     [
         ({"netwrk": "fitnet1"}, "here: unknown key 'netwrk' (did you mean 'network'"),
         ({"network": "fitnet2"}, "here: network must be one of fitnet1, fitnet4, "),
-        ({"init": "xavier"}, "here: init must be one of default, glorot, "),
+        ({"init": "xavier"}, "here: init must be one of default, lecun, glorot, "),
         ({"lr": 0}, "here: lr must be positive; got 0"),
         ({"lr": "0.1"}, "here: lr must be float; got '0.1'"),
         ({"iterations": 1.5}, "here: iterations must be int; got 1.5"),
@@ -117,7 +117,7 @@ def test_the_teacher_s_run():
         **BASE, method="hints", teacher="teacher-mnist", hint_iterations=7, iterations=9, seed=3, init="he", temperature=5.0
     )
     assert run.total == 16
-    assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="glorot")
+    assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="lecun")
     other = Training(**BASE, method="distillation", teacher="teacher-mnist", iterations=9, seed=1, distill_from=2.0, init="lsuv")
     assert other.teacher_run == run.teacher_run  # one teacher for all
 

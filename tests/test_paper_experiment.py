@@ -63,9 +63,9 @@ def test_table3_is_the_paper_s():
         mirror=True, milestones=(40_000, 60_000, 80_000), iterations=90_000, batch=128,
     )  # fmt: skip
     # The authors' own recipes for two cells.
-    he, glorot = cells["he/maxout"].run, cells["glorot/maxout"].run
+    he, xavier = cells["he/maxout"].run, cells["xavier/maxout"].run
     assert (he.lr, he.momentum, he.milestones) == (0.001, 0.5, (80_000,))
-    assert (glorot.lr, glorot.momentum, glorot.milestones) == (0.01, 0.5, (40_000, 60_000, 80_000))
+    assert (xavier.lr, xavier.momentum, xavier.milestones) == (0.01, 0.5, (40_000, 60_000, 80_000))
 
 
 def test_mnist_s_recipe():

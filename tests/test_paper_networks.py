@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from goodinit import OptionError, init_
-from goodinit.paper.blocks import ACTIVATIONS, NORMS, Highway, Maxout, Residual, prepare_
+from goodinit import OptionError, init_, lsuv_
+from goodinit.paper.blocks import ACTIVATIONS, NORMS, Highway, Maxout, Residual, largest, prepare_
 from goodinit.paper.networks import NETWORKS, Shape, make_network
 
 
@@ -47,11 +47,18 @@ def test_every_network_runs(name, activation, norm):
     assert net(x).shape == (2, 7)
     kinds = {"relu": nn.ReLU, "vlrelu": nn.LeakyReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "maxout": Maxout}
     convolutions = sum(isinstance(width, int) for width in shape.body)
-    layers = convolutions + bool(shape.hidden)
+    layers, maxout = convolutions + bool(shape.hidden), activation == "maxout"
     gates = sum(isinstance(m, Highway) for m in net.modules())
     assert sum(isinstance(m, kinds[activation]) for m in net.modules()) == layers
-    assert sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules()) == (layers if norm != "none" else 0)
-    assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == convolutions + gates
+    assert (
+        sum(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in net.modules())
+        == {
+            "none": 0,
+            "before": 2 * convolutions + 5 * bool(shape.hidden) if maxout else layers,
+            "after": layers,
+        }[norm]
+    )
+    assert sum(isinstance(m, nn.Conv2d) for m in net.modules()) == (2 if maxout else 1) * convolutions + gates
 
 
 def test_vlrelu_is_very_leaky():
@@ -62,37 +69,47 @@ def test_vlrelu_is_very_leaky():
 def test_where_the_normalization_is():
     before = [type(m) for m in make_network("fitnet4", activation="maxout", norm="before").hidden]
     after = [type(m) for m in make_network("fitnet4", activation="maxout", norm="after").hidden]
-    assert before == [nn.Linear, nn.BatchNorm1d, Maxout]
-    assert after == [nn.Linear, Maxout, nn.BatchNorm1d]
-    assert make_network("fitnet4", norm="before").conv1_1.norm.num_features == 64  # of both pieces
-    assert make_network("fitnet4", norm="after").conv1_1.norm.num_features == 32
+    assert before == [Maxout]
+    assert after == [Maxout, nn.BatchNorm1d]
+    pieces = make_network("fitnet4", norm="before").hidden.maxout.pieces
+    assert [[type(m) for m in piece] for piece in pieces] == [[nn.Linear, nn.BatchNorm1d]] * 5
+    relu = [type(m) for m in make_network("fitnet4", activation="relu", norm="before").hidden]
+    assert relu == [nn.Linear, nn.BatchNorm1d, nn.ReLU]
 
 
 def test_fitnet4_s_dropout_and_poolings_are_where_the_recipe_has_them():
     names = [name for name in dict(make_network("fitnet4").named_children()) if not name.startswith("conv")]
-    tail = ["global_pool", "flatten", "hidden", "dropout_last", "classifier"]
+    tail = ["global_pool", "dropout_global_pool", "flatten", "hidden", "dropout_last", "classifier"]
     assert names == ["dropout_input", "pool1", "dropout_pool1", "pool2", "dropout_pool2", *tail]
     rates = [m.p for m in make_network("fitnet4").modules() if isinstance(m, nn.Dropout)]
-    assert rates == [0.2] * 4
+    assert rates == [0.2] * 5  # the global pooling is one, too
     mnist = [m for m in make_network("fitnet-mnist").modules() if isinstance(m, (nn.Dropout, nn.MaxPool2d))]
     assert [m.kernel_size if isinstance(m, nn.MaxPool2d) else m.p for m in mnist] == [4, 4, 2, 0.3]
 
 
 @pytest.mark.parametrize("pieces", [2, 5])
 def test_maxout_is_the_maximum_over_pieces(pieces):
-    x = torch.randn(6, 3 * pieces, 4, 4, dtype=torch.float64, requires_grad=True)
-    y = Maxout(pieces)(x)
-    expected = x.unflatten(1, (pieces, 3)).amax(1)
+    x = torch.randn(pieces, 6, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    y, expected = largest(x), x.amax(0)
     assert torch.allclose(y, expected, rtol=1e-14)
     g = torch.randn_like(y)
     (ours,) = torch.autograd.grad(y, x, g, retain_graph=True)
     (theirs,) = torch.autograd.grad(expected, x, g)
     assert torch.allclose(ours, theirs, rtol=1e-12)
-    assert repr(Maxout(pieces)) == f"Maxout(pieces={pieces})"
 
 
 def test_maxout_passes_nan_on():
-    assert Maxout(2)(torch.tensor([[1.0, float("nan")]])).isnan().all()
+    assert largest([torch.tensor([1.0]), torch.tensor([float("nan")])]).isnan().all()
+
+
+def test_every_piece_of_maxout_is_a_layer_that_is_initialized_by_itself():
+    net, x = make_network("fitnet4"), torch.randn(64, 3, 32, 32)
+    first, second = (piece.conv.weight.flatten(1) for piece in net.conv1_1.maxout.pieces)
+    init_(net, "orthonormal")
+    for weight in (first, second):  # 32 rows of 27: the columns are orthonormal
+        assert torch.allclose(weight.mT @ weight, torch.eye(27), atol=1e-5)
+    assert {r.status for r in lsuv_(net, x)} == {"scaled"}
+    assert [r.std_after for r in lsuv_(net, x)] == [1] * (2 * 17 + 5 + 1)
 
 
 def test_residual_networks_have_shortcuts_around_pairs_of_equal_width():

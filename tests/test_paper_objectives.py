@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from goodinit import OptionError
-from goodinit.paper.blocks import Style
+from goodinit.paper.blocks import Maxout, Style
 from goodinit.paper.checkpoint import Checkpoint
 from goodinit.paper.config import Training
 from goodinit.paper.networks import make_network
@@ -74,7 +74,7 @@ def test_the_hint_s_formula_and_what_it_trains():
 def test_the_guided_layer_is_the_student_s_middle(student, wide, guided):
     torch.manual_seed(0)
     hint = Hint(make_network(student), make_network(wide), Style("maxout"), torch.rand(1, 3, 32, 32))
-    assert sum(isinstance(m, nn.Conv2d) for m in hint.guided.modules()) == guided
+    assert sum(isinstance(m, Maxout) for m in hint.guided.modules()) == guided
 
 
 def test_a_larger_map_of_the_student_gets_a_regressor_with_a_kernel():

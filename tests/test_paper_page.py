@@ -149,7 +149,7 @@ def test_ours_beside_the_published(tmp_path):
     results = [result(replace(short, seed=seed), accuracy) for seed, accuracy in enumerate((0.80, 0.90))]
     results += [result(full, 0.9311), result(cell_of("systems-mnist", "lsuv", "full").run, 0.994)]
     results += [result(cell_of("table3", name).run, accuracy) for name, accuracy in (("he/maxout", 0.7), ("lsuv/sigmoid", None))]
-    results += [result(cell_of("table3", "he/tanh").run, None), result(cell_of("table5", "glorot-before/relu").run, 0.5)]
+    results += [result(cell_of("table3", "he/tanh").run, None), result(cell_of("table5", "xavier-before/relu").run, 0.5)]
     found = page(results, tmp_path)
     full_ones, short_ones = found["Beside the published: full"], found["Beside the published: short"]
     assert full_ones == [

@@ -37,6 +37,7 @@ def weights(scheme, **options):
     ("scheme", "options", "distribution"),
     [
         ("glorot", {}, lambda n_in, n_out: stats.uniform(-math.sqrt(6 / (n_in + n_out)), 2 * math.sqrt(6 / (n_in + n_out)))),
+        ("lecun", {}, lambda n_in, n_out: stats.uniform(-math.sqrt(3 / n_in), 2 * math.sqrt(3 / n_in))),
         ("he", {}, lambda n_in, n_out: stats.norm(0, math.sqrt(2 / n_in))),
         ("he", {"nonlinearity": "linear"}, lambda n_in, n_out: stats.norm(0, math.sqrt(1 / n_in))),
         ("he", {"gain": 3.0}, lambda n_in, n_out: stats.norm(0, 3 * math.sqrt(2 / n_in))),
@@ -250,7 +251,7 @@ def test_other_dtypes(dtype):
             ("xavier",),
             {},
             OptionError,
-            "scheme must be one of default, glorot, he, .*; got 'xavier', which is called 'glorot' here",
+            "scheme must be one of default, lecun, glorot, he, .*; got 'xavier', which is called 'glorot' here",
         ),
         (("kaiming_normal",), {}, OptionError, "got 'kaiming_normal', which is called 'he' here"),
         (("gloro",), {}, OptionError, r"got 'gloro' \(did you mean 'glorot'\?\)"),

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit.paper.blocks import Maxout, Prepared
+from goodinit.paper.blocks import Prepared, largest
 from trainability.sets import LETTERS, features, neighbours
 
 Activation = Callable[[], nn.Module]
@@ -56,6 +56,14 @@ def plain_convolutions(
     return nn.Sequential(*layers, activation(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(4 * width, 10))
 
 
+class Maxout(nn.Module):
+    """The largest of two groups of channels: (n, 2 c, …) -> (n, c, …)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maximum over the groups."""
+        return largest(x.chunk(2, 1))
+
+
 def fitnet(activation: str, norm: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
     """FitNet-1 (Romero et al. 2015) with half the channels: 8 8 8, 16 16 16, 24 24 32."""
     makers: dict[str, Activation] = {
@@ -63,7 +71,7 @@ def fitnet(activation: str, norm: Callable[[int], nn.Module] | None = None) -> n
         "vlrelu": lambda: nn.LeakyReLU(1 / 3),
         "tanh": nn.Tanh,
         "sigmoid": nn.Sigmoid,
-        "maxout": lambda: Maxout(2),
+        "maxout": Maxout,
     }
     pieces, layers, before = 2 if activation == "maxout" else 1, list[nn.Module](), 3
     for stage in ((8, 8, 8), (16, 16, 16), (24, 24, 32)):

@@ -27,14 +27,33 @@ from goodinit.report import Report
 from goodinit.scaling import Scaling
 
 Scheme = Literal[
-    "default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", "lsuv", "lsuv-gaussian", "random-walk"
+    "default",
+    "lecun",
+    "glorot",
+    "he",
+    "orthonormal",
+    "orthonormal-he",
+    "delta-orthogonal",
+    "lsuv",
+    "lsuv-gaussian",
+    "random-walk",
 ]
 Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "selu"]
 # Fills a matrix given as (out, in…), with random numbers of torch's global generator.
 Fill = Callable[[Tensor], object]
 
 LSUV: dict[str, Literal["orthonormal"] | Fill] = {"lsuv": "orthonormal", "lsuv-gaussian": nn.init.normal_}
-SCHEMES: tuple[str, ...] = ("default", "glorot", "he", "orthonormal", "orthonormal-he", "delta-orthogonal", *LSUV, "random-walk")
+SCHEMES: tuple[str, ...] = (
+    "default",
+    "lecun",
+    "glorot",
+    "he",
+    "orthonormal",
+    "orthonormal-he",
+    "delta-orthogonal",
+    *LSUV,
+    "random-walk",
+)
 
 # Names that torch.nn.init and other libraries have for them.
 _ELSEWHERE = {"kaiming": "he", "xavier": "glorot", "orthogonal": "orthonormal"}
@@ -62,6 +81,7 @@ def init_(
     ======================  =================================================================  ======================
     ``"default"``           what PyTorch's own layers start with, biases too: U(-a, a),        ``reset_parameters``
                             a = 1 / sqrt(n_in) for linear layers and convolutions
+    ``"lecun"``             U(-a, a), a = sqrt(3 / n_in): Caffe's filler "xavier"              LeCun et al. 1998
     ``"glorot"``            U(-a, a), a = sqrt(6 / (n_in + n_out))                             Glorot & Bengio 2010
     ``"he"``                N(0, g^2 / n_in), g = sqrt(2) for ReLU                             He et al. 2015
     ``"orthonormal"``       Q                                                                  Saxe et al. 2014
@@ -74,7 +94,7 @@ def init_(
                             sqrt(2) exp(1.2 / (max(n_in, 6) - 2.4)) for ReLU
     ======================  =================================================================  ======================
 
-    The paper's "Xavier" was Caffe's filler of that name, U(-a, a) with a = sqrt(3 / n_in): the same where n_in = n_out.
+    The paper's "Xavier" was Caffe's filler of that name, ``"lecun"`` here; it is ``"glorot"`` where n_in = n_out.
 
     Args:
         model: any module.
@@ -142,6 +162,7 @@ def _fill(scheme: str, nonlinearity: Nonlinearity, gain: float) -> Fill:
     """The function that fills a matrix, with the gain applied."""
     he = nn.init.calculate_gain(nonlinearity)
     draws: dict[str, Fill] = {
+        "lecun": lambda w: nn.init.uniform_(w, -math.sqrt(3 / _n_in(w)), math.sqrt(3 / _n_in(w))),
         "glorot": nn.init.xavier_uniform_,
         "he": lambda w: nn.init.kaiming_normal_(w, nonlinearity=nonlinearity),
         "orthonormal": orthonormal_,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,34 +13,39 @@ from torch import Tensor, nn
 from goodinit.errors import OptionError
 
 NORMS = ("none", "before", "after")
+Make = Callable[[], nn.Module]
 # Of maxout: in convolutions, and in linear layers.
 _CONV_PIECES, _LINEAR_PIECES = 2, 5
 
 
-class Maxout(nn.Module):
-    """The largest of ``pieces`` groups of channels (Goodfellow et al. 2013): (n, pieces * c, …) -> (n, c, …).
+def largest(tensors: Iterable[Tensor]) -> Tensor:
+    """The maximum of tensors of one shape, element by element.
 
     max(a, b) is computed as b + ReLU(a - b), which trains up to seven times as fast on a CPU as torch.maximum and differs from
     it by rounding.
     """
+    found, *others = tensors
+    for other in others:
+        found = other + (found - other).relu()
+    return found
 
-    def __init__(self, pieces: int) -> None:
+
+class Maxout(nn.Module):
+    """The largest output of several layers (Goodfellow et al. 2013).
+
+    The pieces are layers of their own, as in the recipes that the authors released: each is initialized by itself.
+    """
+
+    def __init__(self, pieces: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.pieces = pieces
+        self.pieces = nn.ModuleList(pieces)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The maximum over the groups."""
-        largest, *others = x.chunk(self.pieces, 1)
-        for other in others:
-            largest = other + (largest - other).relu()
-        return largest
-
-    def extra_repr(self) -> str:
-        """For the printed module."""
-        return f"pieces={self.pieces}"
+        """The maximum over the pieces."""
+        return largest(piece(x) for piece in self.pieces)
 
 
-# Non-linearities but maxout, which widens the layer before it. VLReLU: "very leaky", slope 1/3.
+# Non-linearities but maxout, which has several layers before it. VLReLU: "very leaky", slope 1/3.
 _ELEMENTWISE: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "vlrelu": lambda: nn.LeakyReLU(1 / 3),
@@ -58,22 +64,25 @@ class Style:
 
     def convolution(self, inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
         """A convolution that keeps the size of the images, with its non-linearity and normalization."""
-        pieces = _CONV_PIECES if self.activation == "maxout" else 1
-        return self._layer("conv", nn.Conv2d(inputs, pieces * outputs, kernel, padding=kernel // 2), outputs, nn.BatchNorm2d)
+        make = partial(nn.Conv2d, inputs, outputs, kernel, padding=kernel // 2)
+        return self._layer("conv", make, partial(nn.BatchNorm2d, outputs), _CONV_PIECES)
 
     def linear(self, inputs: int, outputs: int) -> nn.Sequential:
         """A linear layer with its non-linearity and normalization."""
-        pieces = _LINEAR_PIECES if self.activation == "maxout" else 1
-        return self._layer("linear", nn.Linear(inputs, pieces * outputs), outputs, nn.BatchNorm1d)
+        return self._layer("linear", partial(nn.Linear, inputs, outputs), partial(nn.BatchNorm1d, outputs), _LINEAR_PIECES)
 
-    def _layer(self, name: str, operator: nn.Conv2d | nn.Linear, outputs: int, norm: Callable[[int], nn.Module]) -> nn.Sequential:
-        width = operator.weight.shape[0]
-        layer: OrderedDict[str, nn.Module] = OrderedDict({name: operator})
-        if self.norm == "before":
-            layer["norm"] = norm(width)
-        layer[self.activation] = Maxout(width // outputs) if self.activation == "maxout" else _ELEMENTWISE[self.activation]()
+    def _layer(self, name: str, operator: Make, norm: Make, pieces: int) -> nn.Sequential:
+        def before() -> OrderedDict[str, nn.Module]:
+            """All that comes before the non-linearity."""
+            return OrderedDict({name: operator()} | ({"norm": norm()} if self.norm == "before" else {}))
+
+        if self.activation == "maxout":
+            layer = OrderedDict[str, nn.Module](maxout=Maxout(nn.Sequential(before()) for _ in range(pieces)))
+        else:
+            layer = before()
+            layer[self.activation] = _ELEMENTWISE[self.activation]()
         if self.norm == "after":
-            layer["norm"] = norm(outputs)
+            layer["norm"] = norm()
         return nn.Sequential(layer)
 
 

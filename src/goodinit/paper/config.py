@@ -98,7 +98,7 @@ class Training(Settings):
     distillation (Romero et al. 2015); ``"distillation"``: that alone (Hinton et al. 2015)."""
     teacher: str = ""
     """The network of the teacher, trained by the same recipe from `teacher_init`."""
-    teacher_init: str = "glorot"
+    teacher_init: str = "lecun"
     hint_iterations: int = 0
     temperature: float = 3.0
     """By which scores are divided in distillation."""

@@ -244,6 +244,7 @@ class _Builder:
         if shape.global_pool:
             layers["global_pool"] = nn.AdaptiveMaxPool2d(1)
             pixels = 1
+            self._drop("global_pool", of_pools)
         layers["flatten"] = nn.Flatten()
         features = channels * pixels**2
         if shape.hidden:
