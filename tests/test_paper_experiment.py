@@ -178,6 +178,25 @@ def test_rows_without_columns_are_told_of_alone(tmp_path):
         ('activation = "tanh" }', 'activatoin = "tanh" }', "where.if: unknown key 'activatoin' (did you mean 'activation'"),
         ("set = { lr = 0.25 }", 'set = "x"', "mine.toml, smoke: where.set must be a table, { key = value }; got 'x'"),
         ('name = "he"', 'name = "lsuv"', "mine.toml: rows need different names; got lsuv, lsuv"),
+        ("[[where]]", "[where]", "mine.toml, smoke: where is written [[where]], one exception after the other; got {'if'"),
+        ('title = "He"', "title = 5", "mine.toml: the title of the row 'he' must be a text; got 5"),
+        ("relu = 90.5", "relu = 'abc'", "mine.toml: what is published is a number, or 'n/c' (did not converge); got 'abc'"),
+        (
+            "iterations = 10_000",
+            "iterations = '4'",
+            "and milestones must be numbers, iterations 1 or more; got ['4', 90000",
+        ),
+        ('set = { init = "lsuv"', 'set = { milestones = 3, init = "lsuv"', "smoke: milestones must be a list, [1, 2]; got 3"),
+        ('set = { init = "lsuv"', 'set = { iterations = 0, init = "lsuv"', "iterations 1 or more; got [6, 0, 40000"),
+        ("lr = 0.5", "momentum = -0.5", "momentum must be 0 or more and less than 1; got -0.5"),
+        ("lr = 0.5", "weight_decay = -1.0", "weight_decay must be 0 or more; got -1.0"),
+        (
+            "columns =",
+            "figure = 'updates'\ncolumns =",
+            "'updates' needs the sizes of the updates: set = { updates = true }",
+        ),
+        ("columns =", "figure = 'columns'\ncolumns =", "figure = 'columns' needs columns that are numbers, such as depth"),
+        ("columns =", "figure = 'walks'\ncolumns =", "figure = 'walks' shows experiments of the kind 'walk'; got 'training'"),
     ],
 )
 def test_bad_files(tmp_path, old, new, message):

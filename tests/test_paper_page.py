@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from goodinit.cli import app
 from goodinit.errors import GoodinitError
+from goodinit.files import SaveError
 from goodinit.paper.catalogue import BUDGETS
 from goodinit.paper.experiment import experiments, named
 from goodinit.paper.figures import draw
@@ -264,7 +265,7 @@ def test_walks(tmp_path):
     assert found[1][1:] == ["·"] * 3
 
 
-def test_pictures_show_means(monkeypatch):
+def test_pictures_show_means(monkeypatch, tmp_path):
     """Of the seeds, in their panels."""
     from matplotlib.figure import Figure
 
@@ -276,7 +277,7 @@ def test_pictures_show_means(monkeypatch):
     (filling,) = fillings(table, results, ())
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
-    assert draw(filling, Path("unused") / "a.png") is True
+    assert draw(filling, tmp_path / "pictures" / "a.png") is True
     panels = {ax.get_title(): ax for ax in drawn[0].axes}
     assert list(panels) == ["ReLU", "tanh"]
     (line,) = panels["ReLU"].get_lines()
@@ -284,7 +285,6 @@ def test_pictures_show_means(monkeypatch):
     assert line.get_xdata().tolist() == [10, 20]
     assert line.get_ydata().tolist() == pytest.approx([40, 40])
     assert panels["tanh"].get_lines()[0].get_ydata().tolist() == pytest.approx([10.9])
-    Path("unused").rmdir()
 
 
 def test_relative_updates_and_their_picture(tmp_path):
@@ -343,6 +343,7 @@ def test_no_rows_at_all_is_an_error(tmp_path):
         ({"schema": 9}, r"line 1 of '.*runs.jsonl' is no row of schema 1"),
         ({"run": {"kind": "training", "data": "x"}}, r"line 1 of '.*runs.jsonl': network must be given"),
         ({"run": {"kind": "sleeping"}}, "is no row of schema 1"),
+        ({"run": {"kind": []}}, "is no row of schema 1"),
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path, broken, message):
@@ -360,3 +361,32 @@ def test_the_page_of_the_docs_is_made_from_the_committed_rows(tmp_path):
     pictures = re.findall(r"\]\((paper/[^)]*)\)", (ROOT / "docs" / "paper.md").read_text())
     assert pictures
     assert all((ROOT / "docs" / picture).exists() for picture in pictures)
+
+
+@pytest.mark.parametrize("key", ["status", "machine", "final_accuracy"])
+def test_rows_that_lack_something(tmp_path, key):
+    whole = row(cell_of("table3", "lsuv/relu").run, 0.5)
+    append_line(tmp_path / "runs.jsonl", {k: v for k, v in whole.items() if k != key})
+    with pytest.raises(GoodinitError, match=rf"line 1 of '.*runs.jsonl' lacks {key}"):
+        Results(tmp_path).read()
+
+
+def test_rows_of_an_installed_goodinit_have_no_commit(tmp_path):
+    installed = {"commit": None, "dirty": None, "versions": {"torch": "9.9", "goodinit": "1.2.3"}}
+    write_page([result(cell_of("table3", "lsuv/relu").run, 0.5, **installed)], tmp_path / "page.md")
+    assert "; commit none, goodinit 1.2.3." in (tmp_path / "page.md").read_text()
+
+
+def test_the_axis_of_layers_has_those_of_all_methods(monkeypatch, tmp_path):
+    found = []
+    monkeypatch.setattr("goodinit.paper.figures.write_whole", lambda *_: None)
+    monkeypatch.setattr("matplotlib.axes.Axes.set_xticks", lambda _ax, ticks, _labels: found.append(list(ticks)))
+    runs = [cell_of("depth", name, "full").run for name in ("relu-lsuv/10", "relu-lsuv/50", "relu-highway/10")]
+    write_page([result(run, 0.5, guessing=0.1) for run in runs], tmp_path / "page.md")
+    assert found == [[10, 50]]
+
+
+def test_a_page_that_cannot_be_saved(tmp_path):
+    (tmp_path / "page").write_text("a file where the folder of the pictures should be")
+    with pytest.raises(SaveError, match=r"cannot save curves-short\.png"):
+        write_page([result(cell_of("curves", "lsuv/relu").run, 0.5)], tmp_path / "page.md")

@@ -244,6 +244,9 @@ def run_plain(checkpoint):
         (["--data-dir", "nowhere"], 2, "goodinit: there is no data folder 'nowhere'"),
         (["--data-dir", "."], 1, "goodinit: no MNIST in the data folder '.'"),
         (["--threads", "-1"], 2, "goodinit: threads must be 1 or more; got -1"),
+        (["--only", ""], 2, "goodinit: --only names rows, or row/column; got nothing. Leave it out for all of them"),
+        (["--save-every", "nan"], 2, "goodinit: --save-every must be a number of seconds, 0 or more; got nan"),
+        (["--save-every", "-4"], 2, "goodinit: --save-every must be a number of seconds, 0 or more; got -4"),
         (["--bugdet", "short"], 2, "No such option: --bugdet"),
     ],
 )
@@ -426,9 +429,29 @@ def test_the_teacher_is_trained_once_and_has_a_row(place, monkeypatch, tmp_path)
     again = call(place, monkeypatch, str(place / "hints.toml"), tmp_path / "r", "--only", "hints")
     assert again.exit_code == 0, again.output
     (place / "wild.toml").write_text(HINTS.replace("evaluations = 1,", "evaluations = 1, lr = 1e30,"))
-    wild = call(place, monkeypatch, str(place / "wild.toml"), tmp_path / "wild")
-    assert wild.exit_code == 1
-    assert "diverged at iteration 2: nobody can learn from it" in wild.output
+
+
+def test_where_a_teacher_diverged_the_other_runs_are_done(place, monkeypatch, tmp_path):
+    plain = '[[rows]]\nname = "plain"\nset = { lr = 0.001, teacher = "" }\n[budgets.short]'
+    text = HINTS.replace("evaluations = 1,", "evaluations = 1, lr = 1e30,").replace("[budgets.short]", plain)
+    (place / "wild.toml").write_text(text)
+    for _ in range(2):  # the second time it is known, and not trained again
+        done = call(place, monkeypatch, str(place / "wild.toml"), tmp_path / "r")
+        assert done.exit_code == 1
+        assert "nobody can learn from it: mnist-fitnet-mnist-maxout-hints-glorot-4-seed0 is left out" in " ".join(
+            done.output.split()
+        )
+        assert "2 without a teacher" in done.output
+        assert Counter(row["row"] for row in rows(tmp_path / "r")) == {"teacher": 1, "plain": 1}
+        assert rows(tmp_path / "r")[0]["diverged_at"] == 2
+    assert "first its teacher" not in done.output
+
+
+def test_a_checkpoint_of_another_version(place, monkeypatch, tmp_path):
+    monkeypatch.setattr("goodinit.paper.checkpoint.Checkpoint.load", lambda _: {"model": {}})
+    done = call(place, monkeypatch, experiment(place, 3), tmp_path / "r", "--only", "softmax")
+    assert done.exit_code == 1
+    assert "goodinit: the checkpoint is of another version of goodinit ('data'); delete it to begin anew" in done.output
 
 
 def test_results_that_cannot_be_kept(place, monkeypatch, tmp_path):

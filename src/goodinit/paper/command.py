@@ -128,7 +128,7 @@ def report(
         if not rows.file.exists():
             raise OptionError(f"there are no rows in {str(results)!r} (no runs.jsonl); goodinit reproduce … --results makes them")
         pictures = write_page(rows.read(), out, [experiments.read(path) for path in own or ()])
-    typer.echo(f"{out}, and {len(pictures)} pictures in {out.with_suffix('')}")
+    typer.echo(f"{out}" + (f", and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))
 
 
 def _offered_experiments() -> list[str]:
@@ -165,7 +165,7 @@ def run(
             autocompletion=_offered_budgets,
         ),
     ] = "short",
-    seeds: Annotated[int, typer.Option(help="How many: 0, 1, …")] = 1,
+    seeds: Annotated[int, typer.Option(help="How many; they are 0, 1, 2, …")] = 1,
     only: Annotated[
         list[str] | None,
         typer.Option(metavar="ROW,ROW/COLUMN,…", help="Which cells; * and ? as in a shell.", show_default="all"),
@@ -211,9 +211,14 @@ def run(
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
         from goodinit.paper.runner import reproduce  # noqa: PLC0415
         from goodinit.paper.show import audience  # noqa: PLC0415
+        from goodinit.paper.worker import NO_TEACHER  # noqa: PLC0415
         from goodinit.paper.world import processes, started_together  # noqa: PLC0415
 
         patterns = tuple(pattern.strip() for given in only or () for pattern in given.split(",") if pattern.strip())
+        if only and not patterns:
+            raise OptionError("--only names rows, or row/column; got nothing. Leave it out for all of them")
+        if not 0 <= save_every < float("inf"):
+            raise OptionError(f"--save-every must be a number of seconds, 0 or more; got {save_every}")
         device = device_named(device)
         orders = [
             Order(each, budget, seeds, patterns, data_dir, device, compiled, precision or None, save_every)
@@ -246,6 +251,8 @@ def run(
                 count += reproduce(order, finished, origin, shown, launch)
         if world.first:
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
+        if count[NO_TEACHER]:
+            raise typer.Exit(1)
 
 
 def _experiments(what: str, patterns: tuple[str, ...]) -> list[Experiment]:

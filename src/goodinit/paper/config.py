@@ -180,6 +180,11 @@ class Training(Settings):
         for key, least in {"pad": 0, "stop": 0, "hint_iterations": 0, "image_size": 0, "crop": 0, "depth": 0, "seed": 0}.items():
             if getattr(self, key) < least:
                 raise OptionError(f"{key} must be {least} or more; got {getattr(self, key)}")
+        for key in ("momentum", "rms_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise OptionError(f"{key} must be 0 or more and less than 1; got {getattr(self, key)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise OptionError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if self.stop > self.iterations:
             raise OptionError(f"stop={self.stop} is behind the end of the schedule, iterations={self.iterations}")
         if self.init_gain != 1 and self.init in ("default", *LSUV, *NEWER):

@@ -32,7 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from goodinit.errors import OptionError, did_you_mean
+from goodinit.errors import OptionError, did_you_mean, is_number
 from goodinit.paper.catalogue import HERE, content, names, path_of
 from goodinit.paper.config import KINDS, Run, Training, refuse_unknown, run_of
 
@@ -157,6 +157,12 @@ def read(path: Path) -> Experiment:
         refuse_unknown(_table(row, f"{where}: rows"), _ROW_KEYS, f"{where}: rows")
         if not isinstance(row.get("name"), str):
             raise OptionError(f"{where}: a row needs a name; got {dict(row)}")
+        for key in ("title", "panel"):
+            if not isinstance(row.get(key, ""), str):
+                raise OptionError(f"{where}: the {key} of the row {row['name']!r} must be a text; got {row[key]!r}")
+        for figure in _published(row).values():
+            if not is_number(figure) and figure != "n/c":
+                raise OptionError(f"{where}: what is published is a number, or 'n/c' (did not converge); got {figure!r}")
     names_ = [row["name"] for row in file["rows"]]
     if len(set(names_)) < len(names_):
         raise OptionError(f"{where}: rows need different names; got {', '.join(names_)}")
@@ -166,9 +172,9 @@ def read(path: Path) -> Experiment:
     budgets = {**built_in, **_table(file.get("budgets", {}), f"{where}: budgets")}
     for name, budget in budgets.items():
         refuse_unknown(_table(budget, f"{where}: budgets.{name}"), ("note", "set", "where"), f"{where}: budgets.{name}")
-    return Experiment(
+    experiment = Experiment(
         path.stem,
-        str(path.name) if path.parent != HERE / "experiments" else path.stem,
+        path.stem if path.parent == HERE / "experiments" else path.name if path.is_absolute() else str(path),
         file["title"],
         file.get("source", ""),
         file.get("note", ""),
@@ -180,6 +186,21 @@ def read(path: Path) -> Experiment:
         {name: tuple(_cells(file, budget, f"{where}, {name}")) for name, budget in budgets.items()},
         {row["name"]: _published(row) for row in file["rows"]},
     )
+    _check_figure(experiment, where)
+    return experiment
+
+
+def _check_figure(experiment: Experiment, where: str) -> None:
+    """Refuse a figure that could not be drawn, before anything runs."""
+    figure = experiment.figure
+    cells = [cell for cells in experiment.cells.values() for cell in cells]
+    kind = "walk" if figure == "walks" else "training"
+    if figure and any(KINDS[kind] is not type(cell.run) for cell in cells):
+        raise OptionError(f"{where}: figure = {figure!r} shows experiments of the kind {kind!r}; got {experiment.kind!r}")
+    if figure == "updates" and not all(isinstance(cell.run, Training) and cell.run.updates for cell in cells):
+        raise OptionError(f"{where}: figure = 'updates' needs the sizes of the updates: set = {{ updates = true }}")
+    if figure == "columns" and not all(cell.column.isdecimal() for cell in cells):
+        raise OptionError(f"{where}: figure = 'columns' needs columns that are numbers, such as depth = [10, 20]")
 
 
 def _cells(file: Table, budget: Table, where: str) -> Iterable[Cell]:
@@ -215,6 +236,8 @@ def _published(row: Table) -> dict[str, float | str]:
 
 def _with_exceptions(settings: Table, exceptions: Sequence[Table], where: str) -> Table:
     """Settings with those of the exceptions that hold for them."""
+    if not isinstance(exceptions, (list, tuple)):
+        raise OptionError(f"{where}: where is written [[where]], one exception after the other; got {exceptions!r}")
     for exception in exceptions:
         refuse_unknown(_table(exception, f"{where}: where"), ("if", "set"), f"{where}: where")
         condition, change = (_table(exception.get(key), f"{where}: where.{key}") for key in ("if", "set"))
@@ -228,7 +251,11 @@ def _shrunk(settings: Table, budget: Table, where: str) -> Table:
     """Settings for a budget: where it has fewer iterations, milestones move in proportion."""
     asked = budget.get("set", {})
     if "iterations" in asked and "milestones" in settings and "milestones" not in asked:
-        share = asked["iterations"] / settings.get("iterations", Training.iterations)
+        whole = settings.get("iterations", Training.iterations)
+        given = [asked["iterations"], whole, *_list(settings["milestones"], f"{where}: milestones")]
+        if not all(is_number(value) and value >= 0 for value in given) or not whole:
+            raise OptionError(f"{where}: iterations and milestones must be numbers, iterations 1 or more; got {given}")
+        share = asked["iterations"] / whole
         settings = {**settings, "milestones": [round(milestone * share) for milestone in settings["milestones"]]}
     return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)
 
@@ -236,6 +263,12 @@ def _shrunk(settings: Table, budget: Table, where: str) -> Table:
 def _table(value: Any, what: str) -> Table:
     if not isinstance(value, Mapping):
         raise OptionError(f"{what} must be a table, {{ key = value }}; got {value!r}")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise OptionError(f"{what} must be a list, [1, 2]; got {value!r}")
     return value
 
 

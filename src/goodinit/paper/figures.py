@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from goodinit.files import write_whole
 from goodinit.paper.config import Walk
 from goodinit.paper.tables import Filled, Filling, by_title, final_accuracy
 from goodinit.plots import COLOURS, MARKERS, new_figure
@@ -33,8 +35,9 @@ def draw(table: Filling, path: Path) -> bool:
     for ax in axes[1:]:
         ax.set_ylabel("")
     figure.suptitle(f"{table.experiment.title} ({table.budget})", fontsize="medium")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})  # the same rows give the same file
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=100, metadata={"Software": None})  # the same rows give the same file
+    write_whole(path, picture.getvalue())
     return True
 
 
@@ -78,13 +81,15 @@ def _curves(ax: Axes, rows: Rows) -> None:
 
 def _columns(ax: Axes, rows: Rows) -> None:
     """Accuracy by the columns, which are numbers; where runs did not converge that of guessing."""
+    all_xs: set[int] = set()
     for i, (name, cells) in enumerate(rows.items()):
         points = {int(f.cell.column): [100 * final_accuracy(r) for r in f.results] for f in cells if f.results}
         xs = sorted(points)
+        all_xs.update(xs)
         ax.plot(xs, [statistics.mean(points[x]) for x in xs], label=name, **_style(i))
         _spread(ax, xs, [points[x] for x in xs], i)
     ax.set_xscale("log")
-    ax.set_xticks(xs, [str(x) for x in xs])
+    ax.set_xticks(sorted(all_xs), [str(x) for x in sorted(all_xs)])
     ax.minorticks_off()
     ax.set_xlabel("layers")
     ax.set_ylabel("test accuracy, %")

@@ -104,6 +104,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout as error:
         raise BusyError(f"another process is at work on {path.name}") from error
+    except OSError as error:
+        raise SaveError(f"cannot write in the folder {str(path.parent)!r}: {error.strerror}") from error
     try:
         yield
     finally:

@@ -33,7 +33,7 @@ _INTRODUCTION = """# The paper, reproduced
 
 Made by `goodinit reproduce report` from raw rows; no figure on this page is typed. Networks, recipes and published figures are
 those of Mishkin & Matas, [All you need is a good init](https://arxiv.org/abs/1511.06422), ICLR 2016; where the paper leaves
-something open, the source says what was chosen.
+something open, or we differ, [this says what is ours](reproducing.md).
 
 - A cell has the mean over n seeds, ± their standard deviation, and n in brackets: `91.20 ± 0.15 (3)`. It is the accuracy (or
   error) after the last iteration, in percent, on all test images; the best of all tests is in the rows.
@@ -44,7 +44,7 @@ something open, the source says what was chosen.
 | budget | what it is |
 | --- | --- |
 | `smoke` | seconds a run; a test that everything runs, not shown here |
-| `short` | minutes a run on two cores: the schedule shrunk in proportion, a smaller network where the table says so |
+| `short` | minutes a run, of CIFAR-10 10 to 40 on one core: the schedule shrunk in proportion, mostly a smaller network |
 | `full` | as published |
 """
 
@@ -173,7 +173,8 @@ def _drift(found: Drift) -> list[str]:
 
 
 def _seconds(ours: float | None, published: float | str | None) -> str:
-    return f"{'·' if ours is None else f'{ours:.3g}'}<br>*published {published}*"
+    own = "·" if ours is None else f"{ours:.3g}"
+    return own if published is None else f"{own}<br>*published {published}*"
 
 
 def _step(found: Mapping[str, float], name: str) -> str:
@@ -184,7 +185,7 @@ def _provenance(table: Filling) -> str:
     """Which machines, versions and commits, and the commands that make the rows again."""
     rows = [result.row for result in table.results]
     if not rows:
-        return f"No run yet: `goodinit reproduce {table.experiment.name} --budget {table.budget}`."
+        return f"No run yet: `goodinit reproduce {table.experiment.command} --budget {table.budget}`."
     facts = [
         f"{len(rows)} run{'s' if len(rows) > 1 else ''}",
         f"seeds {', '.join(map(str, sorted({row['seed'] for row in rows})))}",
@@ -203,6 +204,8 @@ def _interrupted(rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _commit(row: Mapping[str, Any]) -> str:
+    if row["commit"] is None:  # installed, not a clone
+        return f"none, goodinit {row['versions']['goodinit']}"
     return f"{str(row['commit'])[:10]}{' with changes' if row['dirty'] else ''}"
 
 

@@ -17,6 +17,9 @@ from goodinit.paper.timings import Seconds
 
 Row = dict[str, Any]
 _SCHEMA = 1
+# What a row must have to be on the page, whatever it is of; and what more of each kind.
+_COMMON = ("status", "command", "device", "versions", "machine", "commit", "dirty")
+_OF_KIND = {"training": ("final_accuracy", "evaluations"), "timing": ("seconds",), "walk": ("paths",)}
 # A change of these makes no difference to a run.
 _NO_SOURCES = ("benchmarks/results", "docs")
 
@@ -63,11 +66,14 @@ class Results:
         results = []
         for number, row in enumerate(read_lines(self.file), 1):
             where = f"line {number} of {str(self.file)!r}"
-            if row.get("schema") != _SCHEMA or not isinstance(row.get("run"), dict) or row["run"].get("kind") not in KINDS:
+            kind = row["run"].get("kind") if isinstance(row.get("run"), dict) else None
+            if row.get("schema") != _SCHEMA or not isinstance(kind, str) or kind not in KINDS:
                 raise GoodinitError(f"{where} is no row of schema {_SCHEMA}")
+            if lacking := [key for key in (*_COMMON, *_OF_KIND[kind]) if key not in row]:
+                raise GoodinitError(f"{where} lacks {', '.join(lacking)}")
             settings = {key: value for key, value in row["run"].items() if key != "kind"}
             try:
-                run = run_of(row["run"]["kind"], settings, where)
+                run = run_of(kind, settings, where)
             except OptionError as error:
                 raise GoodinitError(str(error)) from error
             results.append(Result(run, row))

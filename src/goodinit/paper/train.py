@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from goodinit.errors import OptionError
-from goodinit.paper.checkpoint import Checkpoint
+from goodinit.paper.checkpoint import Checkpoint, CheckpointError
 from goodinit.paper.config import Training
 from goodinit.paper.data import ImageSet
 from goodinit.paper.networks import NETWORKS
@@ -62,7 +62,14 @@ def train(
         if state is None:
             report = trainer.initialize()
         else:
-            trainer.take_up(state)
+            try:
+                trainer.take_up(state)
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                if isinstance(error, CheckpointError):
+                    raise
+                raise CheckpointError(
+                    f"the checkpoint is of another version of goodinit ({error}); delete it to begin anew"
+                ) from error
         if origin and origin not in trainer.progress.origins:
             trainer.progress.origins.append(origin)
         for observer in observers:

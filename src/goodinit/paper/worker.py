@@ -30,10 +30,15 @@ from goodinit.paper.world import World
 
 FINISHED_BEFORE = "finished before"
 LEFT = "left to another process"
+NO_TEACHER = "without a teacher"
 
 
 class TeacherError(GoodinitError, RuntimeError):
     """There is no teacher to learn from."""
+
+
+class DivergedTeacherError(TeacherError):
+    """It was trained, and its loss became infinite or NaN."""
 
 
 class Worker:
@@ -48,7 +53,9 @@ class Worker:
         self._sets = _Sets(order.data_dir, audience.decodes)
 
     def finish(self, cell: Cell, run: Run) -> str:
-        """Do a run unless it is finished or another process is at work on it; returns its status, `FINISHED_BEFORE` or `LEFT`.
+        """Do a run unless it is finished or another process is at work on it.
+
+        Returns its status, `FINISHED_BEFORE`, `LEFT` or `NO_TEACHER`.
 
         Raises:
             DataError: the data cannot be read.
@@ -69,7 +76,11 @@ class Worker:
             elif isinstance(run, Walk):
                 measured = of_walk(run, walks(run, self._sets.of(run), self._device))
             else:
-                teacher = self._teacher(run) if run.teacher else None
+                try:
+                    teacher = self._teacher(run) if run.teacher else None
+                except DivergedTeacherError as error:  # other runs may do without it
+                    self._audience.notes(str(error))
+                    return NO_TEACHER
                 measured, _ = self._trained(run, teacher)
             self._add(run, cell.row, cell.column, measured)
             status = str(measured["status"])
@@ -119,6 +130,10 @@ class Worker:
             place = {"experiment": self._order.experiment.name, "budget": self._order.budget, "row": row, "column": column}
             self._results.add(self._provenance.row(run, place, measured))
 
+    def _diverged(self, run: Run) -> bool:
+        """Whether a row says so of a run."""
+        return any(result.run == run and result.row.get("diverged_at") is not None for result in self._results.read())
+
     def _teacher(self, student: Training) -> nn.Module:
         """The trained teacher of a run: its weights are kept beside the rows, for the students of all seeds."""
         require("safetensors", extra="paper")
@@ -131,21 +146,21 @@ class Worker:
             if self._world.first:
                 stack.enter_context(locked(self._results.checkpoint(run), wait=True))
             self._world.wait()
-            missing = self._world.of_first(not path.exists())
-            if missing:
+            missing, diverged = self._world.of_first((not path.exists(), self._diverged(run)))
+            if missing and not diverged:
                 self._audience.notes(f"first its teacher: {run}")
                 kept = _Weights()
                 measured, _ = self._trained(run, observer=kept)
-                if measured["diverged_at"] is not None:
-                    raise TeacherError(
-                        f"the teacher {run} diverged at iteration {measured['diverged_at']}: nobody can learn from it"
-                    )
+                diverged = measured["diverged_at"] is not None
                 if self._world.first:
                     if not self._results.has(run):
                         self._add(run, "teacher", "", measured)
-                    write_whole(path, save(kept.weights))
+                    if not diverged:
+                        write_whole(path, save(kept.weights))
                 self._results.checkpoint(run).unlink(missing_ok=True)
             self._world.wait()
+        if missing and diverged:
+            raise DivergedTeacherError(f"the teacher {run} diverged, and nobody can learn from it: {student} is left out")
         images = self._sets.of(run)
         teacher = make_network(
             run.network,
