@@ -347,6 +347,18 @@ def test_all_experiments_one_after_the_other(place, monkeypatch, tmp_path):
     assert (tmp_path / "r" / "runs.jsonl").read_bytes() == before
 
 
+def test_of_all_experiments_those_without_data_are_left_out(place, monkeypatch, tmp_path):
+    text = Path(experiment(place, 2)).read_text()
+    (place / "lost.toml").write_text(text.replace('recipe = "mnist"', 'recipe = "cifar"'))
+    own = [read(place / "lost.toml"), read(Path(experiment(place, 2)))]
+    monkeypatch.setattr("goodinit.paper.experiment.experiments", lambda: own)
+    done = call(place, monkeypatch, "all", tmp_path / "r")
+    assert done.exit_code == 1
+    assert "goodinit: lost is left out: no CIFAR-10 in the data folder" in done.output
+    assert "1 experiments without data" in done.output
+    assert {row["experiment"] for row in rows(tmp_path / "r")} == {"own-2"}
+
+
 def test_other_data_are_another_run(place, monkeypatch, tmp_path):
     """A checkpoint goes on with the images that it was begun with."""
     what = experiment(place, 20)

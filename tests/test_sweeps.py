@@ -181,8 +181,8 @@ def test_sweeps_without_end_are_a_warning(monkeypatch):
             r"batches=3 needs a DataLoader or another iterable of batches; got one batch, torch\.Tensor",
         ),
         ((torch.randn(4, 64),), {"batches": 3}, "got one batch, tuple of length 1"),
-        ([torch.randn(4, 64)], {"batches": 0}, "batches must be 1 or more; got 0"),
-        ([torch.randn(4, 64)], {"batches": 2.0}, "batches must be 1 or more; got 2.0"),
+        ([torch.randn(4, 64)], {"batches": 0}, "batches must be an integer, 1 or more; got 0"),
+        ([torch.randn(4, 64)], {"batches": 2.0}, "batches must be an integer, 1 or more; got 2.0"),
         ([torch.randn(4, 64)], {"tol": 0}, "tol must be between 0 and 1; got 0"),
     ],
 )

@@ -314,7 +314,7 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
         scaling.weights = seen.weights
         if memory is not None:
             memory.begin(scaling, seen.weights)
-        with noted_calls(scaling.called), scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
+        with noted_calls(model, scaling.called), scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
             call(model)
     except BaseException as error:
         failure = error

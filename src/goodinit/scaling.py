@@ -95,7 +95,7 @@ class Scaling:
         self._known = Progress() if shards is None or goals is not None else shards.known
         self._places_drawn = set(self._known.drawn)
         self.called: set[int] = set()
-        """Ids of the modules that ran."""
+        """Ids of torch's own layers that ran."""
         self.weights: Sources | None = None
         """Of the model, once a pass has begun."""
         self._ranks = ranks

@@ -189,13 +189,17 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
 
 
 @contextmanager
-def noted_calls(called: set[int]) -> Iterator[None]:
-    """Collect the ids of all modules that are called, in threads and by TorchScript's functions too, which no mode sees."""
-    handle = nn.modules.module.register_module_forward_pre_hook(lambda module, _: called.add(id(module)))
+def noted_calls(model: nn.Module, called: set[int]) -> Iterator[None]:
+    """Collect the ids of torch's own layers that are called, in threads and around TorchScript's functions too.
+
+    No mode sees what happens there. Layers have hooks of their own for it: torch.compile warns of global ones.
+    """
+    handles = [layer.register_forward_pre_hook(lambda module, _: called.add(id(module))) for _, layer in layers(model)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _recurrent(kind: str, given: GatedWeight, weights: Sources) -> Operation | None:

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from goodinit.completion import one_of
 from goodinit.console import errors_shown
-from goodinit.errors import GoodinitError, OptionError, did_you_mean, require
+from goodinit.errors import DataError, GoodinitError, OptionError, did_you_mean, require
 from goodinit.paper import catalogue
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("goodinit-results")
 ALL = "all"
+WITHOUT_DATA = "experiments without data"
 
 
 class _Group(TyperGroup):
@@ -248,10 +249,16 @@ def run(
         origins = [Provenance.gathered(_command(order), device, compiled=compiled) for order in orders]
         with processes(device) as world, audience(world.first, tensorboard) as shown, _taken_up_again():
             for order, origin in zip(orders, origins, strict=True):
-                count += reproduce(order, finished, origin, shown, launch)
+                try:
+                    count += reproduce(order, finished, origin, shown, launch)
+                except DataError as error:  # noqa: PERF203 - of all experiments some may be without their images
+                    if len(orders) == 1 or started_together():
+                        raise
+                    typer.echo(f"goodinit: {order.experiment.name} is left out: {error}", err=True)
+                    count[WITHOUT_DATA] += 1
         if world.first:
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
-        if count[NO_TEACHER]:
+        if count[NO_TEACHER] or count[WITHOUT_DATA]:
             raise typer.Exit(1)
 
 
