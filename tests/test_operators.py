@@ -399,9 +399,11 @@ def test_a_sparse_buffer_and_a_sparse_parameter_are_left_as_they_are():
 
     model = Graph()
     before = model.adjacency.to_dense()
-    (record,) = lsuv_(model, normal(64, 5))
-    assert (record.name, record.status) == ("w", "scaled")
+    mixing = model.mixing.to_dense()
+    report = lsuv_(model, normal(64, 5))
+    assert [(r.name, r.status) for r in report] == [("w", "scaled"), ("mixing", "unsupported")]
     assert torch.equal(model.adjacency.to_dense(), before)
+    assert torch.equal(model.mixing.to_dense(), mixing)
 
 
 def test_weights_that_vmap_runs_over_are_left_as_they_are():
@@ -427,9 +429,8 @@ def test_addmm_on_data_counts_only_its_own_part():
         lambda x, w: x * w[0] + x @ torch.ones(5, 7).mm(w.new_ones(7, 5)),
         lambda x, w: torch.einsum("bi,oi->bi", x, w * 1),
         lambda x, w: torch.einsum("bi,oi->bio", x, w),
-        lambda x, w: torch.sparse.mm((x @ torch.ones(5, 7)).to_sparse_csr(), w, "amax"),
     ],
-    ids=["elementwise", "gain", "outer product", "maximum"],
+    ids=["elementwise", "gain", "outer product"],
 )
 def test_not_an_operation(function):
     model = nn.Sequential(nn.Linear(5, 5), Op(function, normal(7, 5)))
@@ -437,6 +438,14 @@ def test_not_an_operation(function):
     report = lsuv_(model, normal(64, 5))
     assert [r.name for r in report] == ["0.weight"]
     assert torch.equal(model[1].w, kept)
+
+
+def test_a_product_of_maxima_is_not_followed():
+    model = Op(lambda x, w: torch.sparse.mm((x @ torch.ones(5, 7)).to_sparse_csr(), w, "amax"), normal(7, 5))
+    kept = model.w.detach().clone()
+    report = lsuv_(nn.Sequential(nn.Linear(5, 5), model), normal(64, 5))
+    assert [(r.name, r.status) for r in report] == [("0.weight", "scaled"), ("1.w", "unsupported")]
+    assert torch.equal(model.w, kept)
 
 
 def test_complex_weights_are_unitary():

@@ -207,6 +207,37 @@ def test_a_layer_that_is_called_in_a_thread_is_left_as_it_is(x):
     assert std(model(x)) == pytest.approx(1)
 
 
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: torch.einsum("...i,...io->...o", x, m.w[None].expand(256, -1, -1)),
+        lambda m, x: F.linear(m.w, x).t(),
+        lambda m, x: torch.zeros(256, 16).addmm_(x, m.w),
+        lambda m, x: torch.addbmm(torch.zeros(256, 16), x[None], m.w[None]),
+        lambda m, x: torch.convolution(x[..., None], m.w[..., None], None, [1], [0], [1], False, [0], 1)[..., 0],
+        lambda m, x: torch.linalg.vecdot(x[:, None], m.w),
+    ],
+    ids=["einsum", "weight as data", "addmm_", "addbmm", "convolution", "vecdot"],
+)
+def test_products_that_are_not_followed_have_a_line(x, forward):
+    model = Model(lambda m, x: m.layer(torch.relu(forward(m, x))), w=torch.randn(16, 16), layer=nn.Linear(16, 4))
+    before = model.w.clone()
+    report = lsuv_(model, x)
+    assert {record.name: record.status for record in report} == {"w": "unsupported", "layer.weight": "scaled"}
+    assert torch.equal(model.w, before)
+    assert std(model(x)) == pytest.approx(1)
+
+
+def test_what_is_no_product_has_no_line(x):
+    def forward(m, x):
+        return m.layer(torch.einsum("bi,i->bi", x * m.scale + m.shift, m.gain) @ (m.left @ m.right))
+
+    ones = {"scale": torch.ones(16), "shift": torch.zeros(256, 16), "gain": torch.ones(16)}
+    factors = {"left": torch.randn(16, 4), "right": torch.randn(4, 16)}
+    report = lsuv_(Model(forward, layer=nn.Linear(16, 4), **ones, **factors), x)
+    assert [record.status for record in report] == ["scaled", "scaled"]
+
+
 def indexed(m, i):
     return torch.relu(m.layer(m.table[i])) @ m.table.t()
 

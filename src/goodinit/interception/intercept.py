@@ -29,6 +29,7 @@ from goodinit.interception.operators import (
     find_operation,
     is_dense_float,
     name_of,
+    unfollowed_factors,
 )
 from goodinit.interception.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
 from goodinit.processes import sharded
@@ -143,6 +144,9 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
         if func in OPERATORS and transforms.active():
             self._note_unsupported(func, args)
+        else:
+            for weight in unfollowed_factors(func, args, kwargs, self.weights):
+                self._prepare(Operation(name_of(func), weight, Layout((), ()), _never), "unsupported")
         watch = self._watch
         out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)

@@ -137,7 +137,7 @@ class Operation:
     channels: Channels | None = None
     """None where there is not one axis of them."""
     out: Tensor | None = None
-    """Where the caller wants the output to be written (``out=``, ``addmm_``)."""
+    """Where the caller wants the output to be written (``out=``)."""
     kept_gate: int | None = None
     """The gate of a recurrent layer whose bias is left as it is."""
     call: Callable[[], Tensor] | None = None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from goodinit.interception.computed import Sources
 from goodinit.interception.operation import Channels, Cut, Layout, Operation
+from goodinit.interception.weights import Weight
 
 Function = Callable[..., Any]
 Arguments = dict[str, Any]
@@ -331,3 +332,43 @@ def chain_of_products(args: Sequence[Any], weights: Sources) -> Callable[[], Ten
         return reduce(lambda right, left: torch.matmul(left, right), reversed(factors[:start]), behind)
 
     return product
+
+
+# Products that are not followed. The first operand of those that add is not a factor.
+_UNFOLLOWED: dict[Function, int] = {
+    **dict.fromkeys((torch.addbmm, Tensor.addbmm, Tensor.addbmm_, Tensor.addmm_, Tensor.addmv_, Tensor.baddbmm_), 1),
+    **dict.fromkeys((torch.dot, Tensor.dot, torch.linalg.vecdot, torch.convolution, torch.conv_tbc), 0),
+}
+
+
+def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> list[Weight]:
+    """The weights that a product has as factors, beside data, where it is none of those that `find_operation` knows."""
+    if function is torch.einsum:
+        operands, is_factor = _einsum_operands(args)
+    elif (known := OPERATORS.get(function)) is not None:
+        names, parser = known
+        no_factors = {"bias", "out"} | ({"input"} if parser is _added_product else set())
+        operands = [x for name, x in _bind(names, args, kwargs).items() if name not in no_factors and isinstance(x, Tensor)]
+        is_factor = [x.dim() > 1 for x in operands]  # what is left of vectors are no weights of layers
+    elif function in _UNFOLLOWED:
+        operands = [x for x in args[_UNFOLLOWED[function] :] if isinstance(x, Tensor)]
+        is_factor = [True] * len(operands)
+    else:
+        return []
+    found = [weights.find(x) for x in operands]
+    if all(weight is not None or weights.constant(x) for x, weight in zip(operands, found, strict=True)):
+        return []  # of parameters alone: it will be met again where data is
+    return [weight for weight, counts in zip(found, is_factor, strict=True) if weight is not None and counts]
+
+
+def _einsum_operands(args: Sequence[Any]) -> tuple[list[Tensor], list[bool]]:
+    """The operands, and which of them are no mere gains: what is summed over is an axis of another one, too."""
+    equation, operands = args[0], args[1:]
+    if not isinstance(equation, str):
+        return [], []
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = tuple(operands[0])
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    terms = [set(term) - {"."} for term in inputs.split(",")]
+    others = [set().union(*terms[:i], *terms[i + 1 :]) for i in range(len(terms))]
+    return list(operands), [bool(term & other - set(output)) for term, other in zip(terms, others, strict=True)]
