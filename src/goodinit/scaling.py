@@ -204,7 +204,7 @@ class Scaling:
             self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
             return
         factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
-        outcome = outcome if rule is None else replace(outcome, note=rule.note)
+        outcome = replace(outcome, note=rule.note) if rule is not None and rule.note else outcome
         weight.scale_(factor)
         part.z.mul_(factor)
         self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
@@ -353,5 +353,6 @@ class Scaling:
 
 def _noted(outcome: Outcome, weight: Weight) -> Outcome:
     """With a word on a weight that was read before, and is changed because the caller asked for it."""
-    more = "what read it before has changed with it" if weight.is_read else ""
-    return replace(outcome, note="; ".join(filter(None, (outcome.note, more))))
+    if not weight.is_read:
+        return outcome
+    return replace(outcome, note="; ".join(filter(None, (outcome.note, "what read it before has changed with it"))))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -62,9 +63,11 @@ _WRITING = frozenset({"__setitem__", *(f"__i{name}__" for name in ("add", "sub",
 _MULTI_HEAD = F.multi_head_attention_forward.__code__.co_varnames
 
 
+@lru_cache(1024)  # asked of every call of a forward
 def _is_in_place(function: Function) -> bool:
     name = getattr(function, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING or function == Tensor.data.__set__  # type: ignore[attr-defined]  # a property
+    is_data = function == Tensor.data.__set__  # type: ignore[attr-defined]  # a property
+    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING or is_data
 
 
 def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

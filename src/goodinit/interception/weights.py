@@ -195,6 +195,8 @@ class Weights:
         self._homes: dict[str, Tensor] = {}
         self._strangers: dict[int, Tensor] = {}
         self._rows: dict[int, int] = {}
+        self._crowded: set[int] = set()
+        """Ids of the parameters that are not alone in their memory."""
         self._embedded: set[int] = set()
         self._read: set[int] = set()
         self._collect()
@@ -215,6 +217,8 @@ class Weights:
             known = self._by_storage.setdefault(key, [])
             if all(parameter is not other for _, other in known):
                 known.append((name, parameter))
+                if len(known) > 1:
+                    self._crowded.update(id(p) for _, p in known)
 
     def arrived(self, tensor: Tensor) -> None:
         """Note that a tensor of the model's, which was on the meta device, has memory."""
@@ -262,6 +266,8 @@ class Weights:
 
     def _others(self, parameter: Tensor) -> list[Tensor]:
         """Parameters that have a part of their memory in common with this one, apart from itself."""
+        if id(parameter) not in self._crowded:
+            return []
         known = self._by_storage.get(storage_of(parameter), ())
         return [p for _, p in known if p is not parameter and storage_of(p) == storage_of(parameter) and _overlap(p, parameter)]
 
