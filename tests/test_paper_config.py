@@ -112,12 +112,18 @@ def test_methods_and_what_they_need(settings, message):
         Training(**BASE, **settings)
 
 
+def test_what_a_teacher_begins_with_makes_no_difference_where_there_is_none():
+    assert Training(**BASE, teacher_init="he") == Training(**BASE)
+    taught = {"method": "distillation", "teacher": "teacher-mnist"}
+    assert Training(**BASE, **taught, teacher_init="he").teacher_run != Training(**BASE, **taught).teacher_run
+
+
 def test_the_teacher_s_run():
     run = Training(
         **BASE, method="hints", teacher="teacher-mnist", hint_iterations=7, iterations=9, seed=3, init="he", temperature=5.0
     )
     assert run.total == 16
-    assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="lecun")
+    assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="glorot")
     other = Training(**BASE, method="distillation", teacher="teacher-mnist", iterations=9, seed=1, distill_from=2.0, init="lsuv")
     assert other.teacher_run == run.teacher_run  # one teacher for all
 

@@ -428,7 +428,7 @@ def test_the_teacher_is_trained_once_and_has_a_row(place, monkeypatch, tmp_path)
     (place / "hints.toml").write_text(HINTS)
     done = call(place, monkeypatch, str(place / "hints.toml"), tmp_path / "r", "--seeds", "2")
     assert done.exit_code == 0, done.output
-    assert done.output.count("first its teacher: mnist-teacher-mnist-maxout-lecun-4-seed0") == 1
+    assert done.output.count("first its teacher: mnist-teacher-mnist-maxout-glorot-4-seed0") == 1
     assert Counter(row["row"] for row in rows(tmp_path / "r")) == {"teacher": 1, "hints": 2, "distillation": 2}
     (weights,) = (tmp_path / "r" / "weights").iterdir()
     (tmp_path / "r" / "runs.jsonl").write_text("")

@@ -98,7 +98,7 @@ class Training(Settings):
     distillation (Romero et al. 2015); ``"distillation"``: that alone (Hinton et al. 2015)."""
     teacher: str = ""
     """The network of the teacher, trained by the same recipe from `teacher_init`."""
-    teacher_init: str = "lecun"
+    teacher_init: str = "glorot"
     hint_iterations: int = 0
     temperature: float = 3.0
     """By which scores are divided in distillation."""
@@ -175,6 +175,8 @@ class Training(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.teacher:  # it makes no difference, so runs that differ in it are one
+            object.__setattr__(self, "teacher_init", Training.teacher_init)
         if list(self.milestones) != sorted(self.milestones):
             raise OptionError(f"milestones must not fall; got {list(self.milestones)}")
         for key, least in {"pad": 0, "stop": 0, "hint_iterations": 0, "image_size": 0, "crop": 0, "depth": 0, "seed": 0}.items():
