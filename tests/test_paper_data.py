@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import torch
 pytest.importorskip("datasets")
 
 from goodinit import DataError, OptionError
-from goodinit.hub import files_of
+from goodinit.hub import files_of, reading
 from goodinit.paper import data
 from goodinit.paper.data import load
 from image_sets import write_set
@@ -159,6 +160,14 @@ def test_a_truncated_file(tmp_path):
     file.write_bytes(file.read_bytes()[:-500])
     with pytest.raises(DataError, match=r"cannot read .*train-00000-of-00001.parquet \(\w+: .*\); is it complete\?"):
         load("cifar10", tmp_path)
+
+
+def test_a_full_disk_is_not_the_file_s_fault():
+    wrapped = RuntimeError("An error occurred while generating the dataset")
+    wrapped.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    expected = r"cannot read a.parquet \(OSError: .*No space left.*\); its cache, the folder in HF_HOME, needs more room"
+    with pytest.raises(DataError, match=expected), reading("a.parquet"):
+        raise wrapped
 
 
 def test_train_and_test_images_of_two_shapes(tmp_path):

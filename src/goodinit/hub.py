@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,8 +68,18 @@ def reading(place: str, *, fetched: bool = False, option: str = "--data-dir") ->
     except DataError:
         raise
     except Exception as error:
+        reason = _first_cause(error)
         hint = f"fetch its parquet files by hand, and name their folder with {option}" if fetched else "is it complete?"
-        raise DataError(f"cannot read {place} ({type(error).__name__}: {error}); {hint}") from error
+        if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
+            hint = "its cache, the folder in HF_HOME, needs more room"
+        raise DataError(f"cannot read {place} ({type(reason).__name__}: {reason}); {hint}") from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an exception of another one was raised for: datasets wraps all of them in one that says nothing."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def files_of(repository: str, data_dir: Path) -> tuple[str, dict[Split, list[str]]]:
