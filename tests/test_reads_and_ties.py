@@ -136,6 +136,20 @@ def test_memory_in_common_is_put_back(x, tie):
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
+def test_memory_in_common_that_a_forward_changes_through_another_name_is_put_back(x):
+    model = Autoencoder(transposed)
+    before = model.enc.weight.clone()
+
+    def forward(m, data):
+        hidden = m.enc(data)
+        m.dec.weight.mul_(0.5)
+        return {}[m.dec(hidden)]
+
+    with pytest.raises(KeyError):
+        lsuv_(model, x, forward=forward)
+    assert torch.equal(model.enc.weight, before)
+
+
 def test_memory_in_common_with_an_embedding_is_tied():
     model = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 50, bias=False))
     model[1].weight = nn.Parameter(model[0].weight.data)

@@ -183,7 +183,6 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
     with torch.enable_grad(), intercept(model, probe), guard.gradients_aside(tensor for _, tensor in call.tensors()):
         result = call(model)
         # Intercepted, too: a checkpoint runs its part of the forward again.
-        probe.forward_is_over()
         differentiate(result, [p for p in model.parameters() if p.requires_grad], by_backward=probe.ran_without_grad)
     stds, similarities, gradients, likenesses = probe.numbers()
     ratio = _ratio(gradients[:-1] if len(gradients) > 2 else gradients)
@@ -236,7 +235,6 @@ class Probe:
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._places: dict[Key, int] = {}
-        self._forward = True
         self.ran_without_grad = False
         """Whether a part of the forward did: a checkpoint of the reentrant kind does."""
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -244,21 +242,16 @@ class Probe:
     def __call__(self, operation: Operation) -> Tensor:
         """The operator's output."""
         output, key = operation.output(), operation.weight.key
-        if self._forward:
-            self.ran_without_grad |= not torch.is_grad_enabled()
-            self._nodes.append((key, output.grad_fn))
-            if key not in self._seen and output.numel():
-                self._seen.add(key)
-                self._places[key] = len(self._stds)
-                self._stds.append(output.detach().std(correction=0))
-                self._compare(operation, output.detach())
+        self.ran_without_grad |= not torch.is_grad_enabled()
+        self._nodes.append((key, output.grad_fn))
+        if key not in self._seen and output.numel():
+            self._seen.add(key)
+            self._places[key] = len(self._stds)
+            self._stds.append(output.detach().std(correction=0))
+            self._compare(operation, output.detach())
         if key in self._places and output.requires_grad:  # at its first use, or where a checkpoint runs it again
             output.register_hook(partial(self._note, self._places.pop(key)))  # before the output is overwritten in place
         return output
-
-    def forward_is_over(self) -> None:
-        """What runs from now on is run again, by checkpoints."""
-        self._forward = False
 
     def _compare(self, operation: Operation, output: Tensor) -> None:
         samples = len(output) if output.dim() > (1 if operation.channels is None else -operation.channels.output_axis) else 0
