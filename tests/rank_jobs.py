@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -826,6 +827,37 @@ def gathered_again(rank: int) -> None:
     assert not any(sharded.is_sharded(p) for p in model.parameters())
     sharded.reshard(model)
     assert all(sharded.is_sharded(p) for p in model.parameters())
+
+
+def sharded_after_a_forward(rank: int, kind: str) -> None:
+    """A root stays gathered after a forward without a backward; what is put back must be the parts, not what FSDP2 frees."""
+    model: Any = mlp(8, 8, 8)
+    x = torch.randn(20, 8)
+    fully_shard(model, mesh=world())
+    before = {name: p.full_tensor().clone() for name, p in model.named_parameters()}
+    with torch.no_grad():
+        model(x)
+    if kind == "measure":
+        measure(model, x)
+    else:
+        with contextlib.suppress(KeyError):
+            lsuv_(model, x, forward=lambda m, data: {}[m(data)])
+    assert all(sharded.is_sharded(p) for p in model.parameters())
+    for name, p in model.named_parameters():
+        assert torch.equal(p.full_tensor(), before[name])
+
+
+def gradients_of_parts(rank: int) -> list[bool]:
+    """What is put back in the end asks no other process: only the first one initializes anything (a stage of a pipeline)."""
+    model: Any = mlp(8, 8, 8)
+    x = torch.randn(20, 8)
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(), 1), mesh_dim_names=("stages", "data"))["data"]
+    fully_shard(model, mesh=mesh)
+    model(x).square().mean().backward()
+    before = [p.grad.full_tensor().clone() for p in model.parameters()]
+    if rank == 0:
+        lsuv_(model, x, distributed=False)
+    return [torch.equal(p.grad.full_tensor(), g) for p, g in zip(model.parameters(), before, strict=True)]
 
 
 def with_flat_parameters(rank: int) -> None:

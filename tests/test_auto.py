@@ -496,3 +496,22 @@ def test_checkpoints_change_nothing_of_what_is_measured(use_reentrant):
     plain, checkpointed = (report.choice for report in reports)
     assert len(plain.trials) > 1
     assert [t.gradient_ratio for t in checkpointed.trials] == pytest.approx([t.gradient_ratio for t in plain.trials], rel=1e-4)
+
+
+def test_leaves_that_are_no_parameters_keep_their_gradients():
+    """Where a part of the forward runs without gradients, they are taken by a whole backward pass."""
+
+    class Partly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+            self.shift = torch.zeros(16, requires_grad=True)
+
+        def forward(self, x):
+            with torch.no_grad():
+                x = self.first(x)
+            return self.last(torch.tanh(x + self.shift))
+
+    model = Partly()
+    lsuv_(model, torch.randn(64, 16), target_std="auto")
+    assert model.shift.grad is None

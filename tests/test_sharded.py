@@ -42,6 +42,17 @@ def test_whole_tensors_are_dropped(two):
     two.run(jobs.gathered_again)
 
 
+@FSDP_RUNS
+@pytest.mark.parametrize("kind", ["measure", "a failing call"])
+def test_parts_are_put_back_after_a_forward(two, kind):
+    two.run(jobs.sharded_after_a_forward, kind)
+
+
+@FSDP_RUNS
+def test_gradients_of_parts_are_put_back_without_the_others(two):
+    assert all(all(same) for same in two.run(jobs.gradients_of_parts))
+
+
 def test_what_is_not_sharded_stays_as_it_is():
     x, model = torch.randn(3), mlp(4, 4)
     assert not is_sharded(x)

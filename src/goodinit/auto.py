@@ -180,7 +180,11 @@ def _alike(one: Trial, other: Trial) -> bool:
 def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, papers: Trial | None) -> tuple[Trial, str | None]:
     """Measure the model as ``scaling`` left it, by what could be measured of the paper's; which weight makes its output."""
     probe = Probe()
-    with torch.enable_grad(), intercept(model, probe), guard.gradients_aside(tensor for _, tensor in call.tensors()):
+    with (
+        torch.enable_grad(),
+        intercept(model, probe, remember=scaling.remember),
+        guard.gradients_aside(tensor for _, tensor in call.tensors()),
+    ):
         result = call(model)
         # Intercepted, too: a checkpoint runs its part of the forward again.
         differentiate(result, [p for p in model.parameters() if p.requires_grad], by_backward=probe.ran_without_grad)
@@ -348,10 +352,23 @@ def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: boo
         for t in outputs
     ]
     if by_backward:
-        with guard.gradients_aside(parameters), guard.without_hooks(parameters):
+        leaves = list({id(p): p for p in (*parameters, *_leaves(outputs))}.values())
+        with guard.gradients_aside(leaves), guard.without_hooks(leaves):
             unchecked(torch.autograd.backward)(outputs, cotangents)
     else:
         unchecked(torch.autograd.grad)(outputs, list(parameters), cotangents, allow_unused=True)
+
+
+def _leaves(outputs: Sequence[Tensor]) -> Iterator[Tensor]:
+    """What a backward pass would leave gradients on."""
+    waiting, seen = [t.grad_fn for t in outputs if t.grad_fn is not None], set[Node]()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            if isinstance(leaf := getattr(node, "variable", None), Tensor):
+                yield leaf
+            waiting += [before for before, _ in node.next_functions if before is not None]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -233,6 +233,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     ``attributes``: and tensors that modules hold as plain attributes, and parameters that the forward exchanged for others, or
     for other memory; otherwise on failure only.
     """
+    sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
@@ -282,6 +283,9 @@ class _Kept:
         # By value: batch_norm updates its statistics without counting up their version.
         # Sparse ones cannot be compared.
         # Of one that was on the meta device there is nothing to put back.
+        if sharded.is_sharded(tensor):  # to compare them would ask all processes
+            sharded.local(tensor).copy_(sharded.local(self._copy))
+            return
         if self._copy.is_meta or (tensor.layout is torch.strided and torch.equal(tensor, self._copy)):
             return
         with torch.inference_mode(tensor.is_inference()):  # what was made in it may be changed in it alone
@@ -325,7 +329,7 @@ def _all_done(steps: Iterator[Callable[[], object]], *, quiet: bool) -> None:
         for step in steps:
             try:
                 step()
-            except Exception as error:  # noqa: BLE001, PERF203 - what is left must be put back, too
+            except BaseException as error:  # noqa: BLE001, PERF203 - what is left must be put back, too
                 first = first or error
     if first is not None and not quiet:
         raise first

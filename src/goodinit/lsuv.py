@@ -194,7 +194,6 @@ def lsuv_(
                 memory.check()
                 records = scaling.ledger.records()
                 _refuse_nothing_reached(model, records, calls.first)
-                options.refuse_unknown_parts([record.name for record in records])
             if batches > 1:
                 swept = Sweeper(
                     model,
@@ -212,6 +211,8 @@ def lsuv_(
         seconds = time.perf_counter() - start, scaling.sampling_seconds
         pooled = swept.batches, swept.sweeps
         report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
+        for text in options.unknown_parts([record.name for record in records]):
+            warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=2)
         _warn(report, batches, swept, one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same)
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal
@@ -128,20 +128,16 @@ class Options:
         """Whether a pattern of ``target_std`` means this weight."""
         return isinstance(self.target_std, Mapping) and any(self._means(p, weight.name) for p in self.target_std)
 
-    def refuse_unknown_parts(self, used: Sequence[str]) -> None:
-        """What parts a parameter has is known when the pass is over.
-
-        Raises:
-            OptionError: a pattern of ``target_std`` that names a part, and none that was used has this name.
-        """
+    def unknown_parts(self, used: Sequence[str]) -> Iterator[str]:
+        """Patterns of ``target_std`` that name a part where none that was used has this name: known when the pass is over."""
         for pattern in self._targets():
             whole = parameter_name(pattern)
             parts = [name for name in used if whole in self.names.get(parameter_name(name), (parameter_name(name),))]
             if pattern != whole and parts and not any(self._means(pattern, name) for name in used):
                 near = did_you_mean(pattern, parts)
-                raise OptionError(
-                    f"target_std: the pattern {pattern!r} matches no part of {whole!r} that was used{near}. "
-                    f"The report would name {', '.join(parts[:8])}{', …' if len(parts) > 8 else ''}"
+                yield (
+                    f"target_std: the pattern {pattern!r} matches no part of {whole!r} that was used{near}; the report has "
+                    f"{', '.join(parts[:8])}{', …' if len(parts) > 8 else ''}"
                 )
 
     def _targets(self) -> Mapping[str, float]:

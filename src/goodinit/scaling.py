@@ -330,7 +330,7 @@ class Scaling:
         touched = self.weights.touched()
         for operation in self._idle:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
-        touched |= {id(p) for module in model.modules() if id(module) in self.called for p in module._parameters.values()}
+        touched |= {id(p) for module in model.modules() if id(module) in self.called for p in module.parameters()}
         for operation in module_operations(model, self.weights):
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 

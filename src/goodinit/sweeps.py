@@ -99,7 +99,7 @@ class Sweeper:
     def _pool(self, first: Scaling, targets: Mapping[Key, float], swept: Swept) -> None:
         """Measure all outputs on all batches of all processes."""
         with self.ranks.together(in_lockstep=self.ranks.in_lockstep):
-            pooled, count = self._measure(targets)
+            pooled, count = self._measure(targets, first.remember)
         with self.ranks.together():
             own = fetched([found.of_all.std for found in pooled.values()])
             first.ledger.refuse_non_finite(dict(zip(pooled, own, strict=True)))
@@ -121,7 +121,7 @@ class Sweeper:
             scaling.ledger.records()
         return scaling
 
-    def _measure(self, keys: Mapping[Key, float]) -> tuple[dict[Key, _Pooled], int]:
+    def _measure(self, keys: Mapping[Key, float], remember: Callable[[Tensor], object]) -> tuple[dict[Key, _Pooled], int]:
         """One forward a batch; nothing is scaled. Returns how many there were, too."""
         pooled: dict[Key, _Pooled] = {}
         count = 0
@@ -130,7 +130,7 @@ class Sweeper:
             count += 1
             measuring = Measuring(keys)
             sharded.reshard(self.model)
-            with self.ranks.explained(), intercept(self.model, measuring):
+            with self.ranks.explained(), intercept(self.model, measuring, remember=remember):
                 call(self.model)
             for key, found in measuring.found.items():
                 known = pooled.setdefault(key, _Pooled(found, []))

@@ -165,6 +165,8 @@ class Sources(Weights):
 
     def __init__(self, model: nn.Module) -> None:
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
+        self._constants: dict[int, Tensor] = {}
+        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``."""
         super().__init__(model)
         self._buffers = {storage_of(b) for b in model.buffers()} - {0}
 
@@ -209,6 +211,9 @@ class Sources(Weights):
         made = [(place, tensor) for place, tensor in outputs if isinstance(tensor, Tensor)]
         if not made:
             return
+        if function in _NUMBERS and not any(isinstance(x, Tensor) for x in args):
+            self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
+            return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
         gathers = function is Tensor.__getitem__ and args[0].dim() > 2
         sources = self._sources(function, args, kwargs, indices=gathers)
@@ -217,6 +222,7 @@ class Sources(Weights):
         for place, tensor in made:
             if sources is None:
                 self._nodes.pop(id(tensor), None)  # changed in place by data
+                self._constants.pop(id(tensor), None)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
                 self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
 
@@ -233,6 +239,8 @@ class Sources(Weights):
         def source(x: Any) -> Any:
             nonlocal buffers, data
             if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
+                return x
+            if id(x) in self._constants:
                 return x
             known = self._nodes.get(id(x))
             made: Node | Weight | None = known[1] if known is not None else super(Sources, self).find(x)
@@ -261,7 +269,12 @@ _SHAPE_ONLY = frozenset(
 
 
 # What these make of data has nothing of their other argument but its shape, dtype and device.
-_FORM_ONLY = _SHAPE_ONLY | {Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as, torch.result_type}
+_FORM_ONLY = _SHAPE_ONLY | {
+    *(Tensor.to, Tensor.type_as, Tensor.expand_as, Tensor.view_as, Tensor.reshape_as),
+    *(torch.result_type, torch.broadcast_tensors),
+}
+# What a forward writes numbers with.
+_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.full, torch.ones, torch.zeros, torch.scalar_tensor})
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -60,14 +60,17 @@ _NOISE: dict[Function, tuple[str, int, Any]] = {
 _EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
 # torch names all other functions that change their first argument with an underscore at the end. `weight *= 2` is __imul__.
 _WRITING = frozenset({"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))})
+_NO_VALUES = frozenset({"requires_grad_", "share_memory_", "rename_"})  # change no number
 _MULTI_HEAD = F.multi_head_attention_forward.__code__.co_varnames
 
 
 @lru_cache(1024)  # asked of every call of a forward
 def _is_in_place(function: Function) -> bool:
     name = getattr(function, "__name__", "")
+    if isinstance(function, torch._ops.OpOverload):
+        name = str(function).split(".")[1]  # "mul_" of aten.mul_.Tensor
     is_data = function == Tensor.data.__set__  # type: ignore[attr-defined]  # a property
-    return (name.endswith("_") and not name.endswith("__")) or name in _WRITING or is_data
+    return (name.endswith("_") and not name.endswith("__") and name not in _NO_VALUES) or name in _WRITING or is_data
 
 
 def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -162,8 +165,9 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         if function in _EMBEDDINGS:
             limited = kwargs.get("max_norm") if "max_norm" in kwargs else args[3] if len(args) > 3 else None
             written += [] if limited is None else [kwargs["weight"] if "weight" in kwargs else args[1]]
-        elif _is_in_place(function):
-            written += args[:1]
+        elif _is_in_place(function) or kwargs.get("inplace"):
+            first = args[0] if args else next(iter(kwargs.values()), None)
+            written += first if isinstance(first, (list, tuple)) else [first]  # a list: torch._foreach_mul_
         for tensor in written:
             if (weight := self.weights.parameter(tensor)) is not None:
                 self._remember(weight.held)
@@ -195,18 +199,46 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
 
 
+class _Noting:
+    """A hook of a layer that notes its calls. Copies of the layer, in memory or in a file, have one that does nothing."""
+
+    def __init__(self, called: set[int], layer: nn.Module) -> None:
+        self._called, self._id = called, id(layer)
+
+    def __call__(self, _layer: nn.Module, _args: object) -> None:
+        """Of the layer, or of a replica of it."""
+        self._called.add(self._id)
+
+    def __deepcopy__(self, _memo: object) -> Callable[..., None]:
+        return _nothing
+
+    def __reduce__(self) -> tuple[Callable[[], Any], tuple[()]]:
+        return _no_hook, ()
+
+
+def _nothing(*_args: object) -> None:
+    """What is left of a hook in a copy."""
+
+
+def _no_hook() -> Callable[..., None]:
+    return _nothing
+
+
 @contextmanager
 def noted_calls(model: nn.Module, called: set[int]) -> Iterator[None]:
     """Collect the ids of torch's own layers that are called, in threads and around TorchScript's functions too.
 
     No mode sees what happens there. Layers have hooks of their own for it: torch.compile warns of global ones.
     """
-    handles = [layer.register_forward_pre_hook(lambda module, _: called.add(id(module))) for _, layer in layers(model)]
+    for _, layer in layers(model):
+        layer.register_forward_pre_hook(_Noting(called, layer))
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for module in model.modules():  # and copies that the forward made of them
+            hooks = module._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, _Noting) or hook is _nothing]:
+                del hooks[key]
 
 
 def _recurrent(kind: str, given: GatedWeight, weights: Sources) -> Operation | None:

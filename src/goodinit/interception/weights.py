@@ -7,7 +7,7 @@ reaches the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -196,7 +196,9 @@ class Weights:
         self._strangers: dict[int, Tensor] = {}
         self._rows: dict[int, int] = {}
         self._crowded: set[int] = set()
-        """Ids of the parameters that are not alone in their memory."""
+        """Ids of the parameters that have a part of their memory in common with another one."""
+        self._stale: set[int] = set()
+        """Memories of which this is not known yet."""
         self._embedded: set[int] = set()
         self._read: set[int] = set()
         self._collect()
@@ -218,7 +220,7 @@ class Weights:
             if all(parameter is not other for _, other in known):
                 known.append((name, parameter))
                 if len(known) > 1:
-                    self._crowded.update(id(p) for _, p in known)
+                    self._stale.add(key)
 
     def arrived(self, tensor: Tensor) -> None:
         """Note that a tensor of the model's, which was on the meta device, has memory."""
@@ -266,6 +268,9 @@ class Weights:
 
     def _others(self, parameter: Tensor) -> list[Tensor]:
         """Parameters that have a part of their memory in common with this one, apart from itself."""
+        for key in self._stale:
+            self._crowded |= _overlapping([p for _, p in self._by_storage[key]])
+        self._stale.clear()
         if id(parameter) not in self._crowded:
             return []
         known = self._by_storage.get(storage_of(parameter), ())
@@ -360,6 +365,18 @@ def _within(part: Tensor, whole: Tensor) -> bool:
     """Whether all bytes of ``part`` lie among those of ``whole``, both of one storage."""
     (start, stop), (low, high) = _span(part), _span(whole)
     return part.numel() > 0 and low <= start and stop <= high
+
+
+def _overlapping(tensors: Sequence[Tensor]) -> set[int]:
+    """Ids of those of one storage that overlap another one: many may lie there side by side."""
+    found: set[int] = set()
+    last, reached = 0, 0
+    for start, stop, each in sorted((*_span(t), id(t)) for t in tensors):
+        if start < reached:
+            found |= {last, each}
+        if stop > reached:
+            last, reached = each, stop
+    return found
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
