@@ -10,7 +10,7 @@ the first that is good enough is taken. Whichever it is, the model's output begi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -294,16 +294,8 @@ class Probe:
         first = next((i for i, (each, _) in enumerate(self._nodes) if each == key), None)
         if first is None or self._nodes[first][1] is None:
             return True
-        wanted, seen = self._nodes[first][1], set[Node]()
-        following = [node for _, node in self._nodes[first + 1 :] if node is not None]
-        while following:
-            node = following.pop()
-            if node is wanted:
-                return True
-            if node not in seen:
-                seen.add(node)
-                following += [before for before, _ in node.next_functions if before is not None]
-        return False
+        wanted = self._nodes[first][1]
+        return any(node is wanted for node in _behind(node for _, node in self._nodes[first + 1 :]))
 
 
 def similarity(output: Tensor) -> Tensor:
@@ -359,16 +351,21 @@ def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: boo
         unchecked(torch.autograd.grad)(outputs, list(parameters), cotangents, allow_unused=True)
 
 
-def _leaves(outputs: Sequence[Tensor]) -> Iterator[Tensor]:
+def _leaves(outputs: Iterable[Tensor]) -> Iterator[Tensor]:
     """What a backward pass would leave gradients on."""
-    waiting, seen = [t.grad_fn for t in outputs if t.grad_fn is not None], set[Node]()
+    found = (getattr(node, "variable", None) for node in _behind(t.grad_fn for t in outputs))
+    return (leaf for leaf in found if isinstance(leaf, Tensor))
+
+
+def _behind(nodes: Iterable[Node | None]) -> Iterator[Node]:
+    """These nodes of autograd's graph and all that lie behind them, each once."""
+    waiting, seen = list(nodes), set[Node]()
     while waiting:
         node = waiting.pop()
-        if node not in seen:
+        if node is not None and node not in seen:
             seen.add(node)
-            if isinstance(leaf := getattr(node, "variable", None), Tensor):
-                yield leaf
-            waiting += [before for before, _ in node.next_functions if before is not None]
+            yield node
+            waiting += [before for before, _ in node.next_functions]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -43,17 +43,7 @@ Nonlinearity = Literal["linear", "sigmoid", "tanh", "relu", "selu"]
 Fill = Callable[[Tensor], object]
 
 LSUV: dict[str, Literal["orthonormal"] | Fill] = {"lsuv": "orthonormal", "lsuv-gaussian": nn.init.normal_}
-SCHEMES: tuple[str, ...] = (
-    "default",
-    "lecun",
-    "glorot",
-    "he",
-    "orthonormal",
-    "orthonormal-he",
-    "delta-orthogonal",
-    *LSUV,
-    "random-walk",
-)
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 # Names that torch.nn.init and other libraries have for them.
 _ELSEWHERE = {"kaiming": "he", "xavier": "glorot", "orthogonal": "orthonormal"}

@@ -64,9 +64,9 @@ def train(
         else:
             try:
                 trainer.take_up(state)
+            except CheckpointError:
+                raise
             except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-                if isinstance(error, CheckpointError):
-                    raise
                 raise CheckpointError(
                     f"the checkpoint is of another version of goodinit ({error}); delete it to begin anew"
                 ) from error

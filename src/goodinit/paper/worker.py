@@ -146,7 +146,8 @@ class Worker:
             if self._world.first:
                 stack.enter_context(locked(self._results.checkpoint(run), wait=True))
             self._world.wait()
-            missing, diverged = self._world.of_first((not path.exists(), self._diverged(run)))
+            missing = self._world.of_first(not path.exists())
+            diverged = missing and self._world.of_first(self._diverged(run))
             if missing and not diverged:
                 self._audience.notes(f"first its teacher: {run}")
                 kept = _Weights()
@@ -159,7 +160,7 @@ class Worker:
                         write_whole(path, save(kept.weights))
                 self._results.checkpoint(run).unlink(missing_ok=True)
             self._world.wait()
-        if missing and diverged:
+        if diverged:
             raise DivergedTeacherError(f"the teacher {run} diverged, and nobody can learn from it: {student} is left out")
         images = self._sets.of(run)
         teacher = make_network(
