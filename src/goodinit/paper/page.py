@@ -44,7 +44,7 @@ something open, or we differ, [this says what is ours](reproducing.md).
 | budget | what it is |
 | --- | --- |
 | `smoke` | seconds a run; a test that everything runs, not shown here |
-| `short` | minutes a run, of CIFAR-10 10 to 40 on one core: the schedule shrunk in proportion, mostly a smaller network |
+| `short` | minutes a run, of CIFAR-10 15 to 45 on one core: the schedule shrunk in proportion, mostly a smaller network |
 | `full` | as published |
 """
 
