@@ -59,12 +59,17 @@ def main() -> int:
     for name, (experiment, cell, iterations) in _RUNS.items():
         if options.nets != "*" and not name.startswith(options.nets):
             continue
-        run = named(experiment).selected("full", [cell])[0].run
-        assert isinstance(run, Training)
         count = max(1, round(iterations * options.share * (20 if device.type == "cuda" else 1)))
-        run = replace(run, iterations=count, evaluations=1, precision=options.precision, updates=False, milestones=())
+        run = replace(shortened(experiment, cell, count), precision=options.precision)
         measure(name, run, device, options.repeats, rows)
     return 0
+
+
+def shortened(experiment: str, cell: str, iterations: int, budget: str = "full") -> Training:
+    """The training of a cell, for so many iterations and nothing but them."""
+    run = named(experiment).selected(budget, [cell])[0].run
+    assert isinstance(run, Training)
+    return replace(run, iterations=iterations, evaluations=1, updates=False, milestones=())
 
 
 def measure(name: str, run: Training, device: torch.device, repeats: int, rows: Rows) -> None:

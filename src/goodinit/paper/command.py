@@ -208,6 +208,7 @@ def run(
         require("numpy", extra="paper")
         import torch  # noqa: PLC0415 - what follows takes its time, which other commands need not spend
 
+        from goodinit.paper.allocator import keep_freed_memory  # noqa: PLC0415
         from goodinit.paper.order import Order, device_named  # noqa: PLC0415
         from goodinit.paper.results import Provenance, Results  # noqa: PLC0415
         from goodinit.paper.runner import reproduce  # noqa: PLC0415
@@ -231,6 +232,7 @@ def run(
             raise OptionError(f"threads must be 1 or more; got {threads}")
         if threads:
             torch.set_num_threads(threads)
+        keep_freed_memory()
         if launcher == "local" and (ray_address is not None or cpus is not None or gpus is not None):
             raise OptionError("--ray-address, --cpus and --gpus are for --launcher ray; this process has --threads and --device")
         if launcher == "ray" and tensorboard is not None:

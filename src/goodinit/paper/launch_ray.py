@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from goodinit.errors import GoodinitError, OptionError, require
+from goodinit.paper.allocator import keep_freed_memory
 from goodinit.paper.audience import Audience
 from goodinit.paper.config import Run, Training
 from goodinit.paper.data import ImageSet
@@ -159,6 +160,7 @@ def _finish(place: tuple[Order, Any, Provenance, int], cell: Cell, run: Run, boa
 
     order, folder, provenance, cpus = place
     torch.set_num_threads(cpus)
+    keep_freed_memory()
     here = Provenance.gathered(str(provenance.common["command"]), order.device, compiled=order.compiled)
     # The commit is the caller's: a worker may run from an installed package.
     common = {**here.common, "commit": provenance.common["commit"], "dirty": provenance.common["dirty"]}
