@@ -238,7 +238,7 @@ def test_the_figures_of_measuring_are_made_from_the_committed_rows(module):
     assert not any(row["dirty"] for row in rows)
 
 
-@pytest.mark.parametrize("name", ["bench_ranks", "bench_training"])
+@pytest.mark.parametrize("name", ["bench_allocator", "bench_ranks", "bench_training"])
 def test_other_tables_are_made_from_the_committed_rows(name, module):
     rows = module("rows").last_run(BENCHMARKS / "results" / f"{name}.jsonl")
     shown = (BENCHMARKS / "results" / f"{name}.md").read_text()

@@ -15,9 +15,9 @@ _LARGEST = 2**31 - 1  # a C int
 def keep_freed_memory() -> bool:
     """Have glibc keep what this process frees.
 
-    A training frees the same megabytes at every iteration and asks for them again. By default glibc gives them back to the system
-    in between, which has to clear every page anew: about a fifth of a FitNet's iteration, see benchmarks/bench_allocator.py. In
-    return the process holds its peak memory until it ends, so this is for commands that train, not for a library.
+    A training frees the same megabytes at every iteration and asks for them again. By default glibc may give them back to the
+    system in between, which then clears every page anew; benchmarks/bench_allocator.py measures what that takes. In return the
+    process holds its peak memory until it ends, so this is for commands that train, not for a library.
 
     Returns:
         Whether it will. Other C libraries are left alone, and what the user has set (``MALLOC_…_``, ``GLIBC_TUNABLES``).
