@@ -10,7 +10,7 @@ the first that is good enough is taken. Whichever it is, the model's output begi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from itertools import islice
@@ -24,7 +24,8 @@ from goodinit import guard
 from goodinit.batches import Call
 from goodinit.choice import Choice, Trial
 from goodinit.errors import OptionError
-from goodinit.interception.intercept import intercept, unchecked
+from goodinit.gradients import gradients, nodes_behind
+from goodinit.interception.intercept import intercept
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
@@ -295,7 +296,7 @@ class Probe:
         if first is None or self._nodes[first][1] is None:
             return True
         wanted = self._nodes[first][1]
-        return any(node is wanted for node in _behind(node for _, node in self._nodes[first + 1 :]))
+        return any(node is wanted for node in nodes_behind(node for _, node in self._nodes[first + 1 :]))
 
 
 def similarity(output: Tensor) -> Tensor:
@@ -333,7 +334,7 @@ def correlation(first: Tensor, later: Tensor) -> Tensor:
 def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: bool = False) -> None:
     """A backward pass from all outputs, with random cotangents; from a loss, that of the loss. No gradient is left anywhere.
 
-    ``by_backward``: whether anything refuses autograd.grad.
+    ``by_backward``: as in `goodinit.gradients.gradients`.
     """
     outputs = [t for t in tensors_in(result) if t.requires_grad and t.is_floating_point()]
     if not outputs or not parameters:
@@ -343,29 +344,7 @@ def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: boo
         torch.ones_like(t) if t.numel() == 1 else torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)
         for t in outputs
     ]
-    if by_backward:
-        leaves = list({id(p): p for p in (*parameters, *_leaves(outputs))}.values())
-        with guard.gradients_aside(leaves), guard.without_hooks(leaves):
-            unchecked(torch.autograd.backward)(outputs, cotangents)
-    else:
-        unchecked(torch.autograd.grad)(outputs, list(parameters), cotangents, allow_unused=True)
-
-
-def _leaves(outputs: Iterable[Tensor]) -> Iterator[Tensor]:
-    """What a backward pass would leave gradients on."""
-    found = (getattr(node, "variable", None) for node in _behind(t.grad_fn for t in outputs))
-    return (leaf for leaf in found if isinstance(leaf, Tensor))
-
-
-def _behind(nodes: Iterable[Node | None]) -> Iterator[Node]:
-    """These nodes of autograd's graph and all that lie behind them, each once."""
-    waiting, seen = list(nodes), set[Node]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            yield node
-            waiting += [before for before, _ in node.next_functions]
+    gradients(outputs, cotangents, parameters, by_backward=by_backward)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

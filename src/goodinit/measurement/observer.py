@@ -5,7 +5,7 @@ Nothing that the model computes is changed, no activation is kept, and no device
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit import guard
+from goodinit.gradients import gradients
 from goodinit.interception.computed import Sources
-from goodinit.interception.intercept import module_operations, unchecked
+from goodinit.interception.intercept import module_operations
 from goodinit.interception.operation import Operation
 from goodinit.interception.operators import Function
 from goodinit.interception.weights import Weight
@@ -94,24 +94,14 @@ class Observer:
         self._forward = False
         roots = (root.parameter for trace in self.traces.values() for root in trace.weight.roots())
         leaves = {id(p): p for p in (*parameters, *roots) if p.requires_grad and p.is_leaf}
-        gradients = dict(zip(leaves, self._differentiate(loss, list(leaves.values())), strict=True))
+        # With operators intercepted: a checkpoint runs its part of the forward again.
+        found = gradients([loss], [None], list(leaves.values()), by_backward=self._ran_without_grad)
+        of_leaf = dict(zip(leaves, found, strict=True))
         for trace in self.traces.values():
             weight = trace.weight
-            if weight.divisible and id(weight.parameter) in gradients:
-                gradient = gradients[id(weight.parameter)]
+            if weight.divisible and id(weight.parameter) in of_leaf:
+                gradient = of_leaf[id(weight.parameter)]
                 trace.weight_grads = [] if gradient is None else norms(_part_of(gradient, weight))
-
-    def _differentiate(self, loss: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """The gradients, taken with operators intercepted: a checkpoint runs its part of the forward again."""
-        if not self._ran_without_grad:
-            found: Sequence[Tensor | None] = unchecked(torch.autograd.grad)(loss, leaves, allow_unused=True)
-            return found
-        with guard.without_hooks(leaves):  # checkpoints of the reentrant kind refuse autograd.grad
-            unchecked(torch.autograd.backward)(loss)
-            found = [leaf.grad for leaf in leaves]
-            for leaf in leaves:
-                leaf.grad = None
-            return found
 
     def _await_gradient(self, operation: Operation, output: Tensor) -> None:
         """At the first use of a weight, or where a checkpoint runs it again: only then has the output a gradient."""
