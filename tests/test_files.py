@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from goodinit.errors import OptionError
-from goodinit.files import SaveError, check_writable, replacing, write_whole
+from goodinit.files import SaveError, check_writable, delete_unfinished, replacing, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -95,3 +95,17 @@ def test_nothing_is_left_of_what_was_broken_off(tmp_path):
         interrupted()
     assert (tmp_path / "a").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    file = tmp_path / "a[1]"
+    write_whole(file, b"old")
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom goodinit.files import replacing\n"
+        f"with replacing(Path({str(file)!r}), 3) as unfinished: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=False)
+    (tmp_path / ".a[1].lock").touch()
+    assert len(list(tmp_path.iterdir())) == 3
+    delete_unfinished(file)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a[1].lock", "a[1]"]

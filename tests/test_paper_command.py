@@ -106,3 +106,16 @@ def test_no_command_shows_the_help():
     done = CliRunner().invoke(app, ["reproduce"])
     assert "Usage: " in done.output
     assert "EXPERIMENT is table2, " in " ".join(done.output.split())
+
+
+def test_options_may_come_before_the_experiment(tmp_path):
+    done = CliRunner().invoke(app, ["reproduce", "--budget", "shrt", "table3", "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--budget must be one of smoke, short, full, short-fitnet4; got 'shrt'" in done.output
+    assert "Usage: " in CliRunner().invoke(app, ["reproduce", "--help"]).output
+
+
+def test_which_of_all_experiments_cannot_be_meant(tmp_path):
+    done = CliRunner().invoke(app, ["reproduce", "all", "--precision", "bfloat16", "--results", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "goodinit: walk: precision must be one of float32; got 'bfloat16'" in done.output

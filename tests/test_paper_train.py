@@ -354,6 +354,13 @@ def test_a_broken_checkpoint(tmp_path, content, why):
         train(SMALL, MNIST, device=CPU, checkpoint=Checkpoint(path, SMALL))
 
 
+def test_what_a_killed_process_left_of_a_checkpoint_is_deleted(tmp_path):
+    unfinished = tmp_path / ".run.pt-x1y2"
+    unfinished.write_bytes(b"half of it")
+    assert Checkpoint(tmp_path / "run.pt", SMALL).load() is None
+    assert not unfinished.exists()
+
+
 def test_checkpoints_hold_no_code(tmp_path):
     """Somebody else's file is read without running anything in it."""
     import pickle

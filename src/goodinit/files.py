@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import os
 import tempfile
@@ -45,7 +46,7 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     try:
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=_unfinished(path), dir=path.parent)
         unfinished = Path(name)
         os.close(descriptor)
         yield unfinished
@@ -60,6 +61,18 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
     finally:
         if unfinished is not None:
             unfinished.unlink(missing_ok=True)
+
+
+def delete_unfinished(path: Path) -> None:
+    """Delete what `replacing` could not, its process having been killed. Only for who alone writes this file."""
+    path = path.resolve()
+    for unfinished in path.parent.glob(f"{glob.escape(_unfinished(path))}*"):
+        unfinished.unlink(missing_ok=True)
+
+
+def _unfinished(path: Path) -> str:
+    """What the names of a file begin with until it is whole."""
+    return f".{path.name}-"
 
 
 def check_writable(path: Path, *, what: str, example: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from goodinit.errors import GoodinitError
-from goodinit.files import write_whole
+from goodinit.files import delete_unfinished, write_whole
 from goodinit.paper.config import Training
 
 State = dict[str, Any]
@@ -49,11 +49,12 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> State | None:
-        """Where the run stands; None if it has not begun.
+        """Where the run stands; None if it has not begun. What a process left that was killed while it saved is deleted.
 
         Raises:
             CheckpointError: the file is broken, or of a run with other settings.
         """
+        delete_unfinished(self.path)
         if not self.path.exists():
             return None
         try:

@@ -31,7 +31,12 @@ WITHOUT_DATA = "experiments without data"
 
 
 class _Group(TyperGroup):
-    """An unknown command is the name of an experiment."""
+    """An unknown command is the name of an experiment, and options may come before it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         if args and args[0] not in self.commands:
@@ -226,8 +231,9 @@ def run(
             Order(each, budget, seeds, patterns, data_dir, device, compiled, precision or None, save_every)
             for each in _experiments(what, patterns)
         ]
-        for order in orders:
-            order.runs()  # refuses what cannot be meant, before anything is done
+        for order in orders:  # what cannot be meant is refused before anything is done
+            with _named(order, alone=len(orders) == 1):
+                order.runs()
         if threads < 0:
             raise OptionError(f"threads must be 1 or more; got {threads}")
         if threads:
@@ -273,6 +279,17 @@ def _experiments(what: str, patterns: tuple[str, ...]) -> list[Experiment]:
     if patterns:
         raise OptionError(f"--only is for one experiment, whose rows it names; got {what}, whose experiments have different ones")
     return experiments.experiments()
+
+
+@contextmanager
+def _named(order: Order, *, alone: bool) -> Iterator[None]:
+    """Of several experiments an error says which it is of."""
+    try:
+        yield
+    except OptionError as error:
+        if alone:
+            raise
+        raise OptionError(f"{order.experiment.name}: {error}") from error
 
 
 @contextmanager
