@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from goodinit.errors import OptionError
+from goodinit.lazy import unformed
 from goodinit.processes import sharded
 from goodinit.seeds import Seeds, number_from
 
@@ -48,7 +49,7 @@ class Undo:
         """Put all copies back. May be run again if it was interrupted."""
         # The last first: where parameters share memory, the first copy has what was there before any change.
         for parameter, copy in reversed(self._saved.values()):
-            if copy is not None:
+            if copy is not None and not is_lazy(parameter):
                 parameter.copy_(copy)
         torch.clear_autocast_cache()
         for undo in self._more:
@@ -231,7 +232,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened.
 
     ``attributes``: and tensors that modules hold as plain attributes, and parameters that the forward exchanged for others, or
-    for other memory; otherwise on failure only.
+    for other memory; otherwise on failure only. Lazy modules are without a form again on failure only.
     """
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
@@ -239,7 +240,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
     every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
     values = [_Kept(b) for _, b in every if not isinstance(b, UninitializedBuffer)]
-    lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
+    lazy, without_form = {module for module, b in every if isinstance(b, UninitializedBuffer)}, unformed(model)
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
@@ -255,13 +256,15 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
             yield partial(_put_back, module._buffers, held)
             yield partial(_put_back, module._non_persistent_buffers_set, transient)
         yield from (kept.put_back for kept in values)
-        for module in lazy:  # materialized by the forward, which cannot be undone: as if just made
+        for module in lazy:  # as if just made
             if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
                 yield module.reset_running_stats
         for parameter, grad, kept_grad in grads:
             if kept_grad is not None:
                 yield kept_grad.put_back
             yield partial(setattr, parameter, "grad", grad)
+        if not succeeded:
+            yield from (module.put_back for module in without_form)
 
     try:
         yield
