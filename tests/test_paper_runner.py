@@ -340,7 +340,7 @@ def test_all_experiments_one_after_the_other(place, monkeypatch, tmp_path):
     before = (tmp_path / "r" / "runs.jsonl").read_bytes()
     for more, message in (
         (["--only", "softmax"], "goodinit: --only is for one experiment, whose rows it names; got all"),
-        (["--budget", "shrt"], "goodinit: --budget must be one of smoke, short, full; got 'shrt'"),
+        (["--budget", "shrt"], "goodinit: own-2: --budget must be one of smoke, short, full; got 'shrt'"),
     ):
         refused = call(place, monkeypatch, "all", tmp_path / "r", *more)
         assert (refused.exit_code, message in refused.output) == (2, True), refused.output

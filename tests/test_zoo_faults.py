@@ -74,26 +74,21 @@ def unsettle(model: nn.Module) -> None:
 def first_snapshot(model: nn.Module) -> dict[str, object]:
     """Of a model whose forward never ran: without what a first forward makes, whoever calls it.
 
-    These are lazy parameters, hooks that some models install then, and attributes in which some keep what they computed.
+    These are hooks that some models install then, and attributes in which some keep what they computed.
     """
-    lazy = any(is_lazy(p) for p in model.parameters())
+    return {k: v for k, v in shown(model).items() if k not in ("hooks", "attributes")}
+
+
+def shown(model: nn.Module) -> dict[str, object]:
+    """All that can be compared of a model; of one with lazy parameters also which they are."""
+    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
     if not lazy:
-        return {k: v for k, v in snapshot(model).items() if k not in ("hooks", "attributes")}
+        return snapshot(model)
     return {
+        "lazy": lazy,
         "state": {k: v.clone() for k, v in model.state_dict().items() if not is_lazy(v)},
         "flags": [m.training for m in model.modules()],
     }
-
-
-def compared(before: dict[str, object], model: nn.Module) -> dict[str, object]:
-    """What of a model now is to be compared with a `first_snapshot`."""
-    after = {key: value for key, value in snapshot(model).items() if key in before}
-    known, now = before["state"], after["state"]
-    assert isinstance(known, dict)
-    assert isinstance(now, dict)
-    if "grads" not in before:
-        after["state"] = {key: now[key] for key in known}
-    return after
 
 
 def attempt(entry: Entry, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> BaseException | None:
@@ -117,18 +112,18 @@ def problems(entry: Entry, strikes: Strikes) -> list[str]:
     strikes.set(0, "")
     error = attempt(entry, model, lambda m, d: fail(entry.run(m, d)))
     total = strikes.calls
-    found += differences("exception after the last operator", before, compared(before, model), random_before)
+    found += differences("exception after the last operator", before, first_snapshot(model), random_before)
     if "of the model's own" not in str(error):
         found.append(f"exception after the last operator: {error!r}")
     places = {1, (total + 1) // 2, total} if total else set()
     for at in sorted(places):
         for kind in STRIKES:
             where = f"{kind} at operator {at} of {total}"
-            full, random_before = snapshot(model), rng()
+            full, random_before = shown(model), rng()
             strikes.set(at, kind)
             error = attempt(entry, model, entry.run)
             if error is not None:
-                found += differences(where, full, snapshot(model), random_before)
+                found += differences(where, full, shown(model), random_before)
             if not expected(kind, error, strikes):
                 found.append(f"{where}: {'the NaN was seen, ' if strikes.seen else ''}raised {error!r}")
     return found
