@@ -10,15 +10,14 @@ of the rounds' ratios.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from bench_training import noise, shortened
+from fresh_process import last_line
 from peak_memory import memory
 from rows import Row, Rows, last_run
 from table import Cells, add_option, grouped, header, table, write
@@ -73,12 +72,8 @@ def main() -> int:
 
 
 def _in_fresh_process(net: str, contestant: str, threads: int, share: float) -> tuple[float, float]:
-    command = [sys.executable, __file__, "--measure", net, contestant, "--threads", str(threads), "--share", str(share)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{net}, {contestant}: {done.stderr.strip()[-500:]}")
-    seconds, peak = map(float, done.stdout.splitlines()[-1].split())
+    arguments = ["--measure", net, contestant, "--threads", str(threads), "--share", str(share)]
+    seconds, peak = map(float, last_line(__file__, arguments, f"{net}, {contestant}").split())
     return seconds, peak
 
 

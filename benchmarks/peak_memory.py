@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import re
 import resource
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from checks import failed_stds, output_stds
+from fresh_process import last_line
 from networks import Net, full_size, small_size
 from rows import Rows
 
@@ -69,13 +67,8 @@ def measure(net: Net, rows: Rows, *, repeats: int, budget: float, seed: int, qui
 
 def _in_fresh_process(net: str, action: str, seed: int, *, quick: bool) -> dict[str, Any]:
     options = ["--seed", str(seed), "--threads", str(torch.get_num_threads()), *(["--quick"] if quick else [])]
-    command = [sys.executable, str(Path(__file__)), net, action, *options]
-    # glibc's own policy on what is given back to the system.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"peak memory of {action} on {net}: {done.stderr.strip()[-500:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    line = last_line(__file__, [net, action, *options], f"peak memory of {action} on {net}")
+    result: dict[str, Any] = json.loads(line)
     return result
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.metadata
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -257,3 +258,15 @@ def test_two_ranks_against_one(tmp_path):
     assert [row["contestant"] for row in rows] == ["1 rank", "2 apart", "2 ranks", "2 ranks, DDP", "2 ranks, FSDP2"] * 2
     assert not any(row["failed_checks"] for row in rows)
     assert all(row["n"] == len(row["seconds"]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its parameters are glibc's")
+def test_training_with_and_without_freed_memory_kept(tmp_path):
+    arguments = ["--share", "0.05", "--repeats", "1", "--nets", "fitnet-mnist", "--out", tmp_path / "rows.jsonl"]
+    command = [sys.executable, BENCHMARKS / "bench_allocator.py", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [row["contestant"] for row in rows] == ["glibc's default", "kept"]
+    assert all(row["n"] == 1 and row["seconds"][0] > 0 and row["peak_bytes"] > 2**20 for row in rows)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from goodinit import init_, lsuv_, measure
 from goodinit.errors import GoodinitError
+from nets import assert_same, snapshot
 
 
 def net():
@@ -17,19 +17,11 @@ def net():
 
 
 def form(model):
-    """All that a first forward changes of a module."""
-    modules = [
-        (
-            type(m),
-            {k: v for k, v in vars(m).items() if isinstance(v, (int, tuple, bool))},
-            [[*held] for held in (m._forward_pre_hooks, m._forward_pre_hooks_with_kwargs, m._load_state_dict_pre_hooks)],
-            hasattr(m, "_initialize_hook"),
-        )
+    """What a first forward changes of modules beside tensors and hooks, which a `snapshot` has."""
+    return [
+        (type(m), {k: v for k, v in vars(m).items() if isinstance(v, (int, tuple))}, [*m._load_state_dict_pre_hooks])
         for m in model.modules()
     ]
-    tensors = {k: (type(t), t.requires_grad, t.grad) for k, t in (*model.named_parameters(), *model.named_buffers())}
-    values = {k: t.clone() for k, t in model.state_dict().items() if not is_lazy(t)}
-    return modules, tensors, values
 
 
 CALLS = {
@@ -44,7 +36,7 @@ CALLS = {
 @pytest.mark.parametrize("last", [True, False], ids=["behind the forward", "amidst"])
 def test_after_a_failure_they_have_no_form(call, last):
     model = net()
-    before = form(model)
+    before, form_before = snapshot(model), form(model)
 
     def forward(model, x):
         model(x) if last else model[:3](x)
@@ -52,11 +44,8 @@ def test_after_a_failure_they_have_no_form(call, last):
 
     with pytest.raises(RuntimeError, match="it fails"):
         call(model, torch.randn(16, 3, 8, 8), forward)
-    modules, tensors, values = form(model)
-    assert modules == before[0]
-    assert tensors == before[1]
-    assert values.keys() == before[2].keys()
-    assert all(torch.equal(values[k], v) for k, v in before[2].items())
+    assert_same(snapshot(model), before)
+    assert form(model) == form_before
 
     # And take one from other data, train, and load.
     report = lsuv_(model, torch.randn(16, 1, 6, 6))

@@ -76,19 +76,7 @@ def first_snapshot(model: nn.Module) -> dict[str, object]:
 
     These are hooks that some models install then, and attributes in which some keep what they computed.
     """
-    return {k: v for k, v in shown(model).items() if k not in ("hooks", "attributes")}
-
-
-def shown(model: nn.Module) -> dict[str, object]:
-    """All that can be compared of a model; of one with lazy parameters also which they are."""
-    lazy = [name for name, p in model.named_parameters() if is_lazy(p)]
-    if not lazy:
-        return snapshot(model)
-    return {
-        "lazy": lazy,
-        "state": {k: v.clone() for k, v in model.state_dict().items() if not is_lazy(v)},
-        "flags": [m.training for m in model.modules()],
-    }
+    return {k: v for k, v in snapshot(model).items() if k not in ("hooks", "attributes")}
 
 
 def attempt(entry: Entry, model: nn.Module, forward: Callable[[nn.Module, Any], Any]) -> BaseException | None:
@@ -119,11 +107,11 @@ def problems(entry: Entry, strikes: Strikes) -> list[str]:
     for at in sorted(places):
         for kind in STRIKES:
             where = f"{kind} at operator {at} of {total}"
-            full, random_before = shown(model), rng()
+            full, random_before = snapshot(model), rng()
             strikes.set(at, kind)
             error = attempt(entry, model, entry.run)
             if error is not None:
-                found += differences(where, full, shown(model), random_before)
+                found += differences(where, full, snapshot(model), random_before)
             if not expected(kind, error, strikes):
                 found.append(f"{where}: {'the NaN was seen, ' if strikes.seen else ''}raised {error!r}")
     return found
