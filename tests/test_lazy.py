@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from goodinit import init_, lsuv_, measure
 from goodinit.errors import GoodinitError
@@ -67,6 +68,35 @@ def test_the_data_met_is_not_what_the_next_layer_takes():
     assert type(model[0]) is nn.LazyLinear
     model[4] = nn.Flatten()
     assert len(lsuv_(model, torch.randn(16, 7))) == 2
+
+
+class OwnLazy(LazyModuleMixin, nn.Module):
+    """One of the user's, whose numbers come from where no operator is seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.parameter.UninitializedParameter()
+
+    def initialize_parameters(self, x):
+        if self.has_uninitialized_params():
+            self.weight.materialize((4, x.shape[1]))
+            self.weight.data.numpy()[:] = 0.1
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight)
+
+
+def test_one_of_the_users_own():
+    def forward(model, x):
+        model(x)
+        raise RuntimeError("it fails")
+
+    model = OwnLazy()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="it fails"):
+        lsuv_(model, torch.randn(16, 5), forward=forward)
+    assert_same(snapshot(model), before)
+    assert [r.shape for r in lsuv_(model, torch.randn(16, 7))] == [(4, 7)]
 
 
 def test_what_has_a_form_keeps_it():

@@ -49,7 +49,7 @@ class Undo:
         """Put all copies back. May be run again if it was interrupted."""
         # The last first: where parameters share memory, the first copy has what was there before any change.
         for parameter, copy in reversed(self._saved.values()):
-            if copy is not None and not is_lazy(parameter):
+            if copy is not None:
                 parameter.copy_(copy)
         torch.clear_autocast_cache()
         for undo in self._more:
