@@ -166,6 +166,7 @@ def test_structured_matrices(tmp_path):
     assert str(tmp_path) not in json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_a_decoder_from_the_meta_device(tmp_path):
     folder = tmp_path / "shards"
     rows, _ = rows_of("bench_meta.py", tmp_path / "rows.jsonl", "--layers", 1, "--width", 256, "--checkpoint", folder)
@@ -208,6 +209,7 @@ def test_the_headline_says_what_became_of_a_peer(module):
     )
 
 
+@pytest.mark.slow
 def test_what_measuring_costs(tmp_path, module):
     out = tmp_path / "rows.jsonl"
     rows, done = rows_of("bench_measure.py", out, "--quick", "--nets", "mlp-wide", "--repeats", 1, "--processes", 1)

@@ -53,12 +53,14 @@ def arguments(place, iterations, results, *more):
     return list(map(str, words))
 
 
+def own_caches(place):
+    return {"GOODINIT_CACHE": str(place / "cache"), "HF_DATASETS_CACHE": str(place / "arrow")}
+
+
 def start(place, iterations, results, *more):
     command = [sys.executable, "-m", "goodinit", *arguments(place, iterations, results, *more)]
-    own = {"GOODINIT_CACHE": str(place / "cache"), "HF_DATASETS_CACHE": str(place / "arrow"), "RAY_worker_niceness": "0"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **own}, cwd=place
-    )
+    own = {**os.environ, **own_caches(place), "RAY_worker_niceness": "0"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own, cwd=place)
 
 
 def output_of(process):
@@ -85,13 +87,16 @@ def workers(place):
     return found
 
 
-def test_the_same_rows_as_the_local_launcher(place, tmp_path):
-    local, on_cluster = start(place, 12, tmp_path / "local"), start(place, 12, tmp_path / "ray", "--launcher", "ray")
+def test_the_same_rows_as_the_local_launcher(place, tmp_path, monkeypatch):
+    on_cluster = start(place, 12, tmp_path / "ray", "--launcher", "ray")
+    for name, value in own_caches(place).items():
+        monkeypatch.setenv(name, value)
+    local = CliRunner().invoke(app, arguments(place, 12, tmp_path / "local"))
+    assert local.exit_code == 0, local.output
     output = output_of(on_cluster)
     assert on_cluster.returncode == 0, output
     assert "[1/2] " in output
     assert "iteration 12 of 12: loss" in output
-    output_of(local)
     ours, theirs = rows(tmp_path / "ray"), rows(tmp_path / "local")
     assert ours.keys() == theirs.keys() == {"a", "b"}
     for name, row in ours.items():
@@ -179,6 +184,14 @@ def test_no_cluster(monkeypatch, address, place):
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(OptionError, match=rf"no Ray cluster at {place}: Could not find any running Ray instance"):
         on_ray(address)(None, None, None, None, [])
+
+
+def test_processes_that_train_together(place, tmp_path, monkeypatch):
+    """Each of them would do all runs."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's word to the processes that it starts
+    done = CliRunner().invoke(app, arguments(place, 5, tmp_path / "r", "--launcher", "ray"))
+    assert done.exit_code == 2
+    assert "goodinit: --launcher ray is for one process, whose workers do the runs; these were started by torchrun" in done.output
 
 
 @pytest.mark.parametrize(

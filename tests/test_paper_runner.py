@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,30 @@ def start(place, what, results, *more, before=""):
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(place)
     )
+
+
+@pytest.fixture(scope="module")
+def killed(place):
+    """Results of an experiment of 20 iterations: one run is finished, and the process was killed after the 13th of the next."""
+    what, results = experiment(place, 20), place / "killed"
+    process = start(place, what, results, "--only", "softmax/he,hinge/he")
+    for line in process.stdout:
+        if "[2/2]" in line:
+            break
+    for line in process.stdout:
+        if "iteration 13" in line:
+            break
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(rows(results)) == 1
+    return what, results
+
+
+@pytest.fixture
+def broken_off(killed, tmp_path):
+    """The experiment, and results of a test's own."""
+    what, results = killed
+    return what, Path(shutil.copytree(results, tmp_path / "r"))
 
 
 def rows(results):
@@ -184,21 +209,14 @@ def test_several_processes_share_the_runs_of_a_table(place, tmp_path):
     assert shares == [True, True]  # both had something to do
 
 
-def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, monkeypatch, tmp_path):
+def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, broken_off):
     """No file may be larger than a checkpoint is: the kernel refuses it as it would on a full disk."""
-    what = experiment(place, 20)
-    call(place, monkeypatch, what, tmp_path / "r", "--only", "softmax/lsuv")
-    process = start(place, what, tmp_path / "r", "--only", "hinge")
-    for line in process.stdout:
-        if "iteration 7" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (checkpoint,) = (tmp_path / "r" / ".checkpoints").glob("*.pt")
-    before, finished = checkpoint.read_bytes(), (tmp_path / "r" / "runs.jsonl").read_bytes()
+    what, results = broken_off
+    (checkpoint,) = (results / ".checkpoints").glob("*.pt")
+    before, finished = checkpoint.read_bytes(), (results / "runs.jsonl").read_bytes()
     limit = len(before) - 10_000
     full = start(
-        place, what, tmp_path / "r", "--only", "hinge",
+        place, what, results, "--only", "hinge/he",
         before=f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))",
     )  # fmt: skip
     output, _ = full.communicate(timeout=200)
@@ -206,25 +224,17 @@ def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, monkeypatch, tmp_
     assert f"goodinit: cannot save {checkpoint.name} in '" in output
     assert "Traceback" not in output
     assert checkpoint.read_bytes() == before
-    assert (tmp_path / "r" / "runs.jsonl").read_bytes() == finished
-    done = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge")
-    assert "goes on from iteration" in done.output
+    assert (results / "runs.jsonl").read_bytes() == finished
 
 
-def test_a_checkpoint_from_another_configuration(place, monkeypatch, tmp_path):
-    what = experiment(place, 20)
-    process = start(place, what, tmp_path / "r", "--only", "hinge/he")
-    for line in process.stdout:
-        if "iteration 7" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    (checkpoint,) = (tmp_path / "r" / ".checkpoints").glob("*.pt")
+def test_a_checkpoint_from_another_configuration(place, monkeypatch, broken_off):
+    _, results = broken_off
+    (checkpoint,) = (results / ".checkpoints").glob("*.pt")
     other = run_of("training", {k: v for k, v in json.loads(run_plain(checkpoint)).items() if k != "kind"} | {"lr": 0.5}, "test")
-    checkpoint.rename(Results(tmp_path / "r").checkpoint(other))
+    checkpoint.rename(Results(results).checkpoint(other))
     text = EXPERIMENT.replace("ITERATIONS", "20").replace('"hinge" }', '"hinge", lr = 0.5 }')
     (place / "own-21.toml").write_text(text)
-    done = call(place, monkeypatch, str(place / "own-21.toml"), tmp_path / "r", "--only", "hinge/he")
+    done = call(place, monkeypatch, str(place / "own-21.toml"), results, "--only", "hinge/he")
     assert done.exit_code == 1
     assert "is of a run with other settings: lr was 0.002, is 0.5; delete it to begin anew" in done.output
 
@@ -359,38 +369,26 @@ def test_of_all_experiments_those_without_data_are_left_out(place, monkeypatch, 
     assert {row["experiment"] for row in rows(tmp_path / "r")} == {"own-2"}
 
 
-def test_other_data_are_another_run(place, monkeypatch, tmp_path):
+def test_other_data_are_another_run(place, monkeypatch, broken_off):
     """A checkpoint goes on with the images that it was begun with."""
-    what = experiment(place, 20)
-    process = start(place, what, tmp_path / "r", "--only", "hinge/he")
-    for line in process.stdout:
-        if "iteration 7" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    what, results = broken_off
     write_set(place / "others" / "mnist", count=260, size=(28, 28), channels=1, image="image")
-    done = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he", "--data-dir", str(place / "others"))
+    done = call(place, monkeypatch, what, results, "--only", "hinge/he", "--data-dir", str(place / "others"))
     assert done.exit_code == 1
     assert "goodinit: the checkpoint is of a run on other images of mnist (SHA-256 " in done.output
-    assert not rows(tmp_path / "r")
-    again = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he")
+    assert len(rows(results)) == 1
+    again = call(place, monkeypatch, what, results, "--only", "hinge/he")
     assert "goes on from iteration" in again.output
-    assert len(rows(tmp_path / "r")[0].get("origins", ["one"])) == 1
+    assert "origins" not in rows(results)[1]
 
 
-def test_what_took_part_in_a_run_is_in_its_row(place, monkeypatch, tmp_path):
-    what = experiment(place, 20)
-    process = start(place, what, tmp_path / "r", "--only", "hinge/he")
-    for line in process.stdout:
-        if "iteration 7" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def test_what_took_part_in_a_run_is_in_its_row(place, monkeypatch, broken_off):
+    what, results = broken_off
     threads = torch.get_num_threads()
-    done = call(place, monkeypatch, what, tmp_path / "r", "--only", "hinge/he", "--threads", "2")
+    done = call(place, monkeypatch, what, results, "--only", "hinge/he", "--threads", "2")
     torch.set_num_threads(threads)
     assert done.exit_code == 0, done.output
-    first, second = rows(tmp_path / "r")[0]["origins"]
+    first, second = rows(results)[1]["origins"]
     assert first.endswith("cpu, 1 threads")
     assert second.endswith("cpu, 2 threads")
 

@@ -101,13 +101,13 @@ def same(ours, theirs, rtol=1e-5, atol=1e-6):
         assert loss == pytest.approx(other_loss, rel=1e-4)
 
 
-def trained(place, folder, changes, processes):
-    """By one process, and by several: pairs of what they end with."""
+def trained(place, folder, changes, processes, refused=""):
+    """By one process, and by several: pairs of what they end with, and what the several said."""
     # Dropout differs between processes, and is not what is asked here.
-    started = [start(place, folder / str(n), n, repr(changes), NO_DROPOUT="1") for n in (1, processes)]
-    for process in started:
-        finished(process)
-    return list(zip(*(torch.load(folder / str(n)) for n in (1, processes)), strict=True))
+    several = start(place, folder / "several", processes, f"[{refused} *{changes!r}]", NO_DROPOUT="1")
+    finished(start(place, folder / "one", 1, repr(changes), NO_DROPOUT="1"))
+    output = finished(several)
+    return list(zip(*(torch.load(folder / name) for name in ("one", "several")), strict=True)), output
 
 
 NORMALIZED = {"norm": "before", "iterations": 8, "evaluations": 2}
@@ -115,22 +115,28 @@ NORMALIZED = {"norm": "before", "iterations": 8, "evaluations": 2}
 
 @pytest.fixture(scope="module")
 def by_two(place, tmp_path_factory):
-    return trained(place, tmp_path_factory.mktemp("by_two"), [{}, NORMALIZED], 2)
+    """Before two processes train what one trains, too, they are refused three times."""
+    refused = f"""
+        dict(folder=[data, {str(place / "other")!r}][int(os.environ["RANK"])]),
+        dict(lr=0.1 * (1 + int(os.environ["RANK"]))),
+        dict(batch=33),
+    """
+    return trained(place, tmp_path_factory.mktemp("by_two"), [{}, NORMALIZED], 2, refused)
 
 
 def test_two_processes_train_as_one(by_two):
-    same(*by_two[0])
+    same(*by_two[0][0])
 
 
 def test_batch_normalization_sees_the_images_of_all_processes(by_two):
     """As in one process: in training, in LSUV, in the running statistics that the tests of the network use."""
-    same_with_statistics(by_two[1], 1e-4)
+    same_with_statistics(by_two[0][1], 1e-4)
 
 
 @pytest.mark.slow
 def test_four_processes_and_convolutions(place, tmp_path):
     convolutions = {"norm": "after", "network": "fitnet-mnist", "depth": 0, "iterations": 2, "evaluations": 2}
-    plain, normalized, fitnet = trained(place, tmp_path, [{}, NORMALIZED, convolutions], 4)
+    (plain, normalized, fitnet), _ = trained(place, tmp_path, [{}, NORMALIZED, convolutions], 4)
     same(*plain)
     same_with_statistics(normalized, 1e-4)
     # Where max poolings choose between values that are nearly equal rounding errors grow from step to step.
@@ -168,14 +174,9 @@ def test_several_processes_that_were_killed_go_on(place, tmp_path):
     assert all(torch.equal(value, others[name]) for name, value in weights.items())
 
 
-def test_what_processes_cannot_train_together(place, tmp_path):
+def test_what_processes_cannot_train_together(by_two):
     """All of them say so, and can go on with something else."""
-    attempts = f"""[
-        dict(folder=[data, {str(place / "other")!r}][int(os.environ["RANK"])]),
-        dict(lr=0.1 * (1 + int(os.environ["RANK"]))),
-        dict(batch=33),
-    ]"""
-    output = finished(start(place, tmp_path / "a", 2, attempts))
+    _, output = by_two
     for rank in range(2):
         said = [line for line in output.splitlines() if line.startswith(f"refused by {rank}: ")]
         images, settings, batch = (line.partition(": ")[2] for line in said)
@@ -183,15 +184,6 @@ def test_what_processes_cannot_train_together(place, tmp_path):
         assert images.endswith("; give all of them the same files")
         assert settings.startswith("DataError: the processes do not have the same settings: process 0: ")
         assert batch == "OptionError: a batch of 33 images cannot be divided among 2 processes; try a multiple of 2"
-
-
-def test_ray_is_not_for_processes_that_train_together(place, tmp_path):
-    """Each of them would do all runs."""
-    words = ["reproduce", "table3", "--launcher", "ray", "--data-dir", place / "data", "--results", tmp_path / "r"]
-    command = torchrun(2, "-m", "goodinit", *words)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(place), timeout=200)
-    assert done.returncode
-    assert "goodinit: --launcher ray is for one process, whose workers do the runs; these were started by torchrun" in done.stderr
 
 
 def test_the_command_line_under_torchrun(place, tmp_path):
