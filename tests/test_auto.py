@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -515,3 +517,13 @@ def test_leaves_that_are_no_parameters_keep_their_gradients():
     model = Partly()
     lsuv_(model, torch.randn(64, 16), target_std="auto")
     assert model.shift.grad is None
+
+
+def test_the_model_is_let_go_of():
+    """Python cannot find a circle that goes through autograd's graph."""
+    model, x = deep(nn.Tanh, depth=3)
+    weight = weakref.ref(model[0].weight)
+    lsuv_(model, x, target_std="auto")
+    del model
+    gc.collect()
+    assert weight() is None

@@ -184,3 +184,250 @@ def test_what_is_made_from_data_is_no_weight():
     report = lsuv_(model, ids)
     assert [(r.name, r.status) for r in report] == [("w", "scaled")]
     assert model(ids).std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+class Affine(nn.Module):
+    """x @ weight(parameters) + bias(parameters)."""
+
+    def __init__(self, weight, bias, **parameters):
+        super().__init__()
+        self.weight, self.bias = weight, bias
+        for name, p in parameters.items():
+            self.register_parameter(name, nn.Parameter(p))
+
+    def forward(self, x):
+        return F.linear(x, self.weight(self), self.bias(self))
+
+
+def numbers(*shape):
+    """Such as nothing draws."""
+    return torch.arange(1.0, 1 + torch.Size(shape).numel()).view(shape)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "zero", "kept"),
+    [
+        (lambda m: m.w * m.g[:, None], lambda m: m.b * m.g, {"b"}, {"g"}),
+        (lambda m: m.w * m.s, lambda m: m.b * m.s, {"b"}, {"s"}),
+        (lambda m: m.w * m.g[:, None], lambda m: m.g, set(), {"g"}),
+        (lambda m: m.w, lambda m: m.b * m.s, {"b"}, {"s"}),
+        (lambda m: m.w, lambda m: m.b + m.g, {"b", "g"}, set()),
+        (lambda m: m.w, lambda m: torch.cat([m.b[:2], m.g[2:]]), {"b[:2]", "g[2:]"}, set()),
+        (lambda m: m.w, lambda m: F.softplus(m.b), {"b"}, set()),
+        (lambda m: m.w * m.i, lambda m: m.w @ m.j + m.b, {"b", "j"}, {"i"}),
+        (lambda m: m.w, lambda m: m.b - m.w @ m.j, {"b", "j"}, set()),
+    ],
+    ids=["gain", "scalar", "only gain", "own scalar", "sum", "parts", "softplus", "layer norm folded", "mean folded"],
+)
+@pytest.mark.parametrize("function", ["linear", "addmm", "conv"])
+def test_biases_become_zero_by_parameters_that_are_nothing_but_biases(weight, bias, zero, kept, function):
+    torch.manual_seed(0)
+    shapes = {"w": (5, 6), "b": (5,), "g": (5,), "s": (1,), "i": (6,), "j": (6,)}
+    parameters = {name: 0.1 * numbers(*shape) for name, shape in shapes.items()}
+    net = Affine(weight, bias, **parameters)
+    if function == "addmm":
+        net.forward = lambda x: torch.addmm(net.bias(net), x, net.weight(net).t())
+    if function == "conv":
+        net.forward = lambda x: F.conv1d(x[..., None], net.weight(net)[..., None], net.bias(net))
+    data = normal(64, 6)
+    report = lsuv_(net, data)
+    assert report["w"].status == "scaled"
+    with torch.no_grad():
+        assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+        assert net.w.count_nonzero() == 30
+    for name in kept:
+        assert torch.equal(getattr(net, name), parameters[name]), name
+    for part in zero:
+        name, _, index = part.partition("[")
+        values = getattr(net, name)
+        assert not values[slice(*(int(i) if i else None for i in index[:-1].split(":"))) if index else ...].any(), part
+
+
+def test_a_bias_that_changes_with_its_weight_is_no_offset():
+    """There is no telling what a factor would do to the std of their sum."""
+    torch.manual_seed(0)
+    net = Affine(lambda m: m.w, lambda m: m.w[:, 0] ** 2, w=normal(5, 6))
+    before = snapshot(net)
+    report = lsuv_(nn.Sequential(net, nn.Linear(5, 2)), normal(64, 6))
+    assert [record.status for record in report] == ["unsupported", "scaled"]
+    assert_same(before, snapshot(net))
+
+
+@pytest.mark.parametrize("way", ["frozen", "skip"])
+@pytest.mark.parametrize(
+    ("name", "status"), [("product", "scaled"), ("concatenated", "unsupported"), ("sum", "unsupported"), ("LoRA", "scaled")]
+)
+def test_what_is_to_stay_as_it_is_stays_in_what_is_computed_from_it(name, status, way):
+    torch.manual_seed(0)
+    net, data = SCALED[name][0](), normal(64, 6)
+    sizes = {key: p.numel() for key, p in net.named_parameters()}
+    smaller = min(sizes, key=lambda key: sizes[key]) if name != "sum" else "b"
+    if way == "frozen":
+        net.get_parameter(smaller).requires_grad_(False)
+    before = {key: p.clone() for key, p in net.state_dict().items()}
+    (record,) = lsuv_(net, data, skip=smaller if way == "skip" else ())
+    assert record.status == status
+    assert torch.equal(before[smaller], net.get_parameter(smaller))
+    if status == "unsupported":
+        assert_same(before, dict(net.state_dict()))
+    else:
+        assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_parts_of_a_bias_that_are_to_stay_do():
+    torch.manual_seed(0)
+    net = Affine(lambda m: m.w, lambda m: torch.cat([m.b, m.c]), w=normal(5, 6), b=numbers(3), c=numbers(2))
+    net.c.requires_grad_(False)
+    data = normal(64, 6)
+    (record,) = lsuv_(net, data, target_std=3.0)
+    assert record.status == "scaled"
+    assert not net.b.any()
+    assert torch.equal(net.c, numbers(2))
+    assert net(data).std(correction=0).item() == pytest.approx(3, abs=1e-3)
+
+
+def test_a_bias_that_is_a_weight_later_is_left_then():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.v = nn.Parameter(normal(6, 6)), nn.Parameter(normal(6))
+
+        def forward(self, x):
+            return F.linear(x, self.w, self.v).tanh() @ self.v
+
+    torch.manual_seed(0)
+    net, data = Late(), normal(64, 6)
+    report = lsuv_(net, data)
+    assert [record.status for record in report] == ["scaled", "tied"]
+    assert F.linear(data, net.w, net.v).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_gains_are_not_drawn():
+    torch.manual_seed(0)
+    net = Weighted(lambda m: m.u @ (m.s[:, None] * m.v), u=normal(5, 4), s=numbers(4), v=normal(4, 6))
+    (record,) = lsuv_(net, normal(64, 6))
+    assert record.status == "scaled"
+    assert torch.equal(net.s, numbers(4))
+
+
+def iterated(step):
+    def weight(m):
+        w = m.w
+        for _ in range(60):
+            w = step(w)
+        return w
+
+    return weight
+
+
+@pytest.mark.parametrize(
+    ("step", "status"),
+    [
+        (lambda w: 1.5 * w - 0.5 * w @ (w.t() @ w), "scale-invariant"),
+        (lambda w: w - w.logsumexp(1, keepdim=True) / 2 - w.logsumexp(0, keepdim=True) / 2, "unsupported"),
+        (lambda w: w / w.norm(), "scale-invariant"),
+        (lambda w: 0.6 * w + 0.4 * w, "scaled"),
+    ],
+    ids=["Björck", "Sinkhorn", "normalized", "doubled"],
+)
+def test_weights_from_a_loop_that_uses_every_step_several_times(step, status):
+    """There are 2 to 4 ways through each of its 60 steps."""
+    torch.manual_seed(0)
+    net = Weighted(iterated(step), w=normal(6, 6) / 6)
+    (record,) = lsuv_(net, normal(64, 6))
+    assert record.status == status
+
+
+def test_a_weight_from_thousands_of_steps():
+    def weight(m):
+        w = m.w
+        for _ in range(2000):
+            w = w * 1.0001
+        return w
+
+    torch.manual_seed(0)
+    net, data = Weighted(weight, w=normal(5, 6)), normal(64, 6)
+    (record,) = lsuv_(net, data)
+    assert record.status == "scaled"
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_step_in_place_leaves_what_else_was_made_from_the_one_before():
+    def weight(m):
+        doubled = 2 * m.w
+        other = doubled + 0.5 * m.w
+        doubled.mul_(-3)
+        return doubled + other
+
+    torch.manual_seed(0)
+    net, data = Weighted(weight, w=normal(5, 6)), normal(64, 6)
+    (record,) = lsuv_(net, data)
+    assert record.status == "scaled"
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("select", ["index_select", "method", "brackets"])
+def test_matrices_selected_from_a_stack(select):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(normal(4, 6, 6))
+
+        def forward(self, x):
+            chosen = torch.arange(len(x)) % 4
+            some = {
+                "index_select": lambda: torch.index_select(self.w, 0, chosen),
+                "method": lambda: self.w.index_select(0, chosen),
+                "brackets": lambda: self.w[chosen],
+            }[select]()
+            return torch.bmm(x[:, None], some)
+
+    torch.manual_seed(0)
+    net, data = Experts(), normal(64, 6)
+    (record,) = lsuv_(net, data)
+    assert (record.name, record.status) == ("w", "scaled")
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("write", ["copy_", "slice", "out"])
+@pytest.mark.parametrize("product", ["matmul", "einsum"])
+def test_a_buffer_that_data_went_into_is_data(write, product):
+    class Stateful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.w = nn.Linear(6, 6), nn.Parameter(normal(6, 6))
+            self.register_buffer("state", torch.zeros(64, 6))
+
+        def forward(self, x):
+            with torch.no_grad():
+                h = torch.tanh(self.first(x))
+                if write == "copy_":
+                    self.state.copy_(h)
+                elif write == "slice":
+                    self.state[:] = h
+                else:
+                    torch.add(h, h, out=self.state)
+            return self.state @ self.w if product == "matmul" else torch.einsum("bi,io->bo", self.state, self.w)
+
+    torch.manual_seed(0)
+    net, data = Stateful(), normal(64, 6)
+    report = lsuv_(net, data)
+    assert [(record.name, record.status) for record in report] == [("first.weight", "scaled"), ("w", "scaled")]
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_parametrized_layers_that_the_forward_does_not_use():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.plain, self.normed = nn.Linear(6, 6), nn.Linear(6, 6), parametrizations.weight_norm(nn.Linear(6, 6))
+
+        def forward(self, x):
+            return self.used(x)
+
+    torch.manual_seed(0)
+    net = Spare()
+    report = lsuv_(net, normal(64, 6))
+    assert [record.status for record in report] == ["scaled", "unused", "unused"]
+    gram = net.normed.weight @ net.normed.weight.T
+    assert torch.allclose(gram, torch.eye(6), atol=1e-4)

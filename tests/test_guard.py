@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 
 import numpy as np
@@ -137,6 +138,40 @@ def test_interrupt_during_the_restoration_does_not_stop_it(monkeypatch):
     assert_same(before, snapshot(model))
 
 
+def test_a_step_of_the_restoration_that_is_interrupted_is_begun_again(monkeypatch):
+    from goodinit import guard
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
+    before = snapshot(model)
+    put_back, interrupted = guard._Kept.put_back, []
+
+    def once(self):
+        if not interrupted:
+            interrupted.append(self)
+            raise KeyboardInterrupt
+        put_back(self)
+
+    monkeypatch.setattr(guard._Kept, "put_back", once)
+    with pytest.raises(KeyboardInterrupt):
+        lsuv_(model, torch.randn(16, 3))
+    assert interrupted
+    assert_same(before, snapshot(model))
+
+
+def test_flags_of_parameters_that_the_forward_changes_are_put_back():
+    class Freezing(nn.Linear):
+        def forward(self, x):
+            out = super().forward(x)
+            self.weight.requires_grad_(False)
+            self.bias.requires_grad_(False)
+            return out
+
+    model = Freezing(3, 3)
+    model.bias.requires_grad_(False)
+    lsuv_(model, torch.randn(16, 3))
+    assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
+
+
 def test_gradients_made_by_the_forward_are_taken_back():
     class Learner(nn.Module):
         def __init__(self):
@@ -197,6 +232,59 @@ def test_a_failure_puts_the_callers_generator_back():
     assert torch.equal(before, generator.get_state())
     lsuv_(model, data, generator=generator)
     assert not torch.equal(before, generator.get_state())
+
+
+def test_the_global_generator_by_name_is_the_one_without():
+    """As what code does that writes `generator or torch.default_generator`."""
+    weights = []
+    for given in (None, None, torch.default_generator, torch.default_generator):
+        if len(weights) in (0, 2):
+            torch.manual_seed(0)
+        model = nn.Linear(3, 3)
+        lsuv_(model, torch.ones(4, 3) * torch.arange(4.0)[:, None], generator=given)
+        weights.append(model.weight.detach())
+    assert torch.equal(weights[2], weights[0])
+    assert torch.equal(weights[3], weights[1])
+    assert not torch.equal(weights[3], weights[2])
+
+
+_COMPILES = """
+import sys
+import torch
+from torch import nn
+from goodinit import lsuv_
+
+class Chooses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        h = self.first(x)
+        h = torch.cond(h.sum() > 0, lambda h: h + 1, lambda h: h - 1, (h,))
+        return self.last(torch.compile(torch.tanh, fullgraph=True, backend=backend)(h))
+
+def backend(graph, inputs):
+    raise AssertionError("compiled")
+
+assert "torch._dynamo" not in sys.modules
+model, finders = Chooses(), list(sys.meta_path)
+print(*(record.status for record in lsuv_(model, torch.randn(64, 6))))
+assert "torch._dynamo" in sys.modules
+assert sys.meta_path == finders
+try:
+    torch.compile(torch.tanh, backend=backend)(torch.ones(2))
+except Exception as error:
+    print("compiled" in str(error))
+"""
+
+
+@pytest.mark.slow
+def test_what_the_forward_compiles_is_run_as_written():
+    """Also where it is the first that needs the compiler."""
+    done = subprocess.run([sys.executable, "-c", _COMPILES], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["scaled scaled", "True"]
 
 
 def test_compiled_module_is_run_as_written():

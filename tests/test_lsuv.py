@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from goodinit import GoodinitWarning, lsuv_
+from goodinit import DataError, GoodinitWarning, lsuv_
 from goodinit.reference import lsuv_reference_
-from nets import MODELS, Branches, Functional, Residual, assert_same, build, first_use_stds, mlp, surroundings
+from nets import MODELS, Branches, Functional, Residual, assert_same, build, first_use_stds, mlp, snapshot, surroundings
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -444,7 +444,9 @@ def test_dead_layer_has_no_signal(value):
     torch.manual_seed(0)
     dead = nn.Linear(4, 1)
     model = nn.Sequential(nn.Linear(4, 4), nn.Threshold(1e9, value), dead, nn.Linear(1, 3))
-    with pytest.warns(GoodinitWarning, match=r"'2.weight' is no-signal \(its output is constant or zero: not scaled\)"):
+    with pytest.warns(
+        GoodinitWarning, match=r"'2.weight' is no-signal \(its output is constant, zero or too small for its dtype: not scaled\)"
+    ):
         report = lsuv_(model, torch.randn(32, 4))
     assert report["0.weight"].status == "scaled"
     assert report["2.weight"].status == "no-signal"
@@ -562,3 +564,43 @@ def test_a_second_call_gives_the_same_std_and_leaves_nothing_of_the_first():
     assert_same(before, surroundings(model))
     assert all(s == pytest.approx(1, abs=1e-3) for s in first_use_stds(model, lambda m: m(data)).values())
     assert math.isfinite(sum(p.sum().item() for p in model.parameters()))
+
+
+def test_a_model_that_differentiates_in_its_forward_and_uses_weights_in_parts():
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.attention, self.out = nn.Parameter(torch.randn(3, 8, 8)), nn.MultiheadAttention(8, 2), nn.Linear(8, 1)
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                h = x
+                for w in self.w:
+                    h = torch.tanh(h @ w)
+                energy = self.out(self.attention(h, x, x)[0]).sum()
+                return torch.autograd.grad(energy, x)[0]
+
+    torch.manual_seed(0)
+    model, data, forces = Forces(), torch.randn(16, 8), []
+    report = lsuv_(model, data, forward=lambda m, x: forces.append(m(x)))
+    assert len(report) == 8
+    assert all(record.status == "scaled" for record in report)
+    assert torch.allclose(model(data), forces[0], atol=1e-5)
+
+
+def test_a_layer_without_outputs():
+    with pytest.warns(UserWarning, match="zero-element"):
+        model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 0))
+    report = lsuv_(model, torch.randn(16, 8))
+    assert [record.status for record in report] == ["scaled", "unused"]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_refused(layout):
+    model, data = nn.Linear(4, 4), torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+    before = snapshot(model)
+    with pytest.raises(DataError, match="argument 0 is a nested tensor, whose outputs cannot be measured; give it padded"):
+        lsuv_(model, data)
+    assert_same(before, snapshot(model))

@@ -202,7 +202,9 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
     terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
     measured = ratio, _mean(similarities[-_quarter(similarities) :]), distinct, forward_ratio, sum(terms), likeness
-    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), _head(scaling, probe)
+    head = _head(scaling, probe)
+    probe.forget_graph()
+    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), head
 
 
 def _quarter(values: Sequence[object]) -> int:
@@ -297,6 +299,10 @@ class Probe:
             return True
         wanted = self._nodes[first][1]
         return any(node is wanted for node in nodes_behind(node for _, node in self._nodes[first + 1 :]))
+
+    def forget_graph(self) -> None:
+        """Let go of autograd's graph, whose hooks hold the probe: a circle that Python cannot see, and would keep for ever."""
+        self._nodes.clear()
 
 
 def similarity(output: Tensor) -> Tensor:

@@ -256,6 +256,8 @@ def _is_mask(name: str, values: Tensor) -> bool:
 
 def _refuse_non_finite(call: Call) -> None:
     for name, tensor in call.tensors():
+        if tensor.is_nested:
+            raise DataError(f"{name} is a nested tensor, whose outputs cannot be measured; give it padded (to_padded_tensor)")
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
             continue
         values = _stored(tensor)

@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -94,7 +98,8 @@ class Randomness:
             raise OptionError(
                 f"generator must be a torch.Generator: generator=torch.Generator().manual_seed(0); got {generator!r}"
             )
-        self._given = generator
+        ours = torch.default_generator, *torch.cuda.default_generators
+        self._given = None if any(generator is each for each in ours) else generator  # which end as they were
         self._own = torch.Generator()
         self._noise: dict[torch.device, int] = {}
         self._seeds: Seeds | None = None
@@ -245,6 +250,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
+    trainable = [(p, p.requires_grad) for p in model.parameters()]
     succeeded = False
 
     def undoing() -> Iterator[Callable[[], object]]:
@@ -264,6 +270,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
             if kept_grad is not None:
                 yield kept_grad.put_back
             yield partial(setattr, parameter, "grad", grad)
+        yield from (partial(setattr, parameter, "requires_grad", flag) for parameter, flag in trainable)
         if not succeeded:
             yield from (module.put_back for module in without_form)
 
@@ -271,7 +278,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
         yield
         succeeded = True
     finally:
-        _all_done(undoing(), quiet=not succeeded)
+        _all_done(list(undoing()), quiet=not succeeded)
 
 
 class _Kept:
@@ -326,15 +333,23 @@ def _put_back(now: Any, before: Any) -> None:
     now.update(before)
 
 
-def _all_done(steps: Iterator[Callable[[], object]], *, quiet: bool) -> None:
-    """All of the steps, even if one of them raises; then the first exception, unless another one is on its way."""
+def _all_done(steps: Sequence[Callable[[], object]], *, quiet: bool) -> None:
+    """All of the steps, even if one of them raises; then the first exception, unless another one is on its way.
+
+    One that Ctrl-C ends is begun again.
+    """
     first: BaseException | None = None
     with torch.no_grad():
-        for step in steps:
+        left = list(reversed(steps))
+        while left:
             try:
-                step()
-            except BaseException as error:  # noqa: BLE001, PERF203 - what is left must be put back, too
+                left[-1]()
+                left.pop()
+            except KeyboardInterrupt as error:  # noqa: PERF203 - as below
                 first = first or error
+            except BaseException as error:  # noqa: BLE001 - what is left must be put back, too
+                first = first or error
+                left.pop()
     if first is not None and not quiet:
         raise first
 
@@ -365,17 +380,58 @@ def forward_mode(model: nn.Module, mode: Literal["train", "eval"]) -> Iterator[N
         if not (module._parameters or module._buffers or module._modules):
             module.training = False
     fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused attention skips the operators that we look for
     try:
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention skips the operators that we look for
         with _eager():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled modules as the Python they were made from; nothing to do while torch's compiler is not loaded."""
-    if "torch._dynamo" not in sys.modules:
-        return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled modules as the Python they were made from, from when on torch's compiler is loaded: it takes seconds."""
+    with contextlib.ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            yield
+            return
+        first = _AtImport("torch._dynamo", lambda: stack.enter_context(torch.compiler.set_stance("force_eager")))
+        sys.meta_path.insert(0, first)  # flex_attention, torch.cond: what they do is compile and call at once
+        try:
+            yield
+        finally:
+            first.leave()
+
+
+class _AtImport(MetaPathFinder):
+    """Does something as soon as a module has been imported; it is found by those that would have found it anyway."""
+
+    def __init__(self, module: str, do: Callable[[], object]) -> None:
+        self._module, self._do = module, do
+
+    def leave(self) -> None:
+        """It is not to be done any more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,  # noqa: ARG002 - importlib's signature
+        target: ModuleType | None = None,  # noqa: ARG002
+    ) -> ModuleSpec | None:
+        """Of the module, with a loader that does it."""
+        if fullname != self._module:
+            return None
+        self.leave()
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load, do = spec.loader.exec_module, self._do
+
+            def load_and_do(module: ModuleType) -> None:
+                load(module)
+                do()
+
+            spec.loader.exec_module = load_and_do  # type: ignore[method-assign]  # this loader's alone
+        return spec

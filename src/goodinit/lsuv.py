@@ -165,7 +165,7 @@ def lsuv_(
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
-    with randomness.preserved(model, target), guard.all_or_nothing(undo), guard.restored(model):
+    with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
@@ -312,7 +312,7 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
     failure: BaseException | None = None
     try:
         seen = intercept(model, scaling, scaling.prepare, memory or None, remember=scaling.remember)
-        scaling.weights = seen.weights
+        scaling.begin(seen.weights)
         if memory is not None:
             memory.begin(scaling, seen.weights)
         with noted_calls(model, scaling.called), scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:

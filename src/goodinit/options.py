@@ -118,11 +118,13 @@ class Options:
 
         A weight that an embedding reads too (a tied head) is changed only if a pattern of ``target_std`` asks for it.
         """
-        if self.skips(weight.name):
-            return "skipped"
-        if not weight.parameter.requires_grad:
-            return "frozen"
+        if self.keeps(weight):
+            return "skipped" if self.skips(weight.name) else "frozen"
         return "tied" if weight.embedded and not self.asks_for(weight) else None
+
+    def keeps(self, weight: Weight) -> bool:
+        """Whether a parameter is to stay as it is, a bias too: by the caller's wish, or because it is frozen."""
+        return not weight.parameter.requires_grad or self.skips(weight.name)
 
     def asks_for(self, weight: Weight) -> bool:
         """Whether a pattern of ``target_std`` means this weight."""

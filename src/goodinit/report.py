@@ -30,7 +30,7 @@ STATUSES: dict[str, str] = {
     "unused": "not used in the forward: orthonormal, not scaled",
     "unsupported": "used inside vmap, or by an operator that goodinit does not know: left as it is",
     "bias-dominated": "the bias alone has more variance than the target: not scaled",
-    "no-signal": "its output is constant or zero: not scaled",
+    "no-signal": "its output is constant, zero or too small for its dtype: not scaled",
 }
 _FAILED = frozenset({"no-signal", "bias-dominated"})
 _SCHEMA = 1

@@ -19,7 +19,7 @@ from goodinit.centring import Rule, Rules, Shift
 from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
 from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
-from goodinit.interception.intercept import module_operations
+from goodinit.interception.intercept import module_operations, noting
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.interception.weights import Key, Weight, storage_of
 from goodinit.ledger import Ledger, Outcome
@@ -89,6 +89,8 @@ class Scaling:
         """Of several batches: some elements of the output of each weight that was scaled, apart from their scale."""
         self.zeroed: set[Key] = set(zeroed)
         """Biases that are zero now."""
+        self._biases = Covered()
+        """Of all operators up to now."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -120,6 +122,11 @@ class Scaling:
         self._current: Operation | None = None
         self._done: list[str] = []
 
+    def begin(self, weights: Sources) -> None:
+        """A pass begins, with the weights of this model."""
+        self.weights = weights
+        weights.keeps = self._options.keeps
+
     @property
     def sampling_seconds(self) -> float:
         """Spent in drawing weights, by this pass and those before it that drew for it."""
@@ -148,7 +155,7 @@ class Scaling:
         """The output z with the final weight: measured, and at the weight's first use scaled."""
         weight = operation.weight
         again = weight in self._covered
-        left_alone = self._options.left_alone(weight) if again else self._left_alone(weight)
+        left_alone = self._options.left_alone(weight) if again else self._left_alone(weight) or self._tied_to_bias(operation)
         if again:
             weight.refresh()
         elif left_alone is None and weight.key not in self._drawn.keys:
@@ -185,14 +192,30 @@ class Scaling:
             alone = not (part.weight.embedded or part.weight.is_read)
             self.last, self.last_again = (part.weight if newest and alone else None), not changed
             self._newest = part.weight if changed else self._newest
+        for root in () if operation.bias_weight is None else operation.bias_weight.roots():
+            self._biases.add(root)
         return z
 
     def _left_alone(self, weight: Weight) -> str | None:
         """The status of a weight that is not to be changed at its first use; None for one that is."""
         status = self._options.left_alone(weight) or weight.obstacle
-        if status is None and weight.is_read and not self._options.asks_for(weight):
+        if status is None and (weight.is_read or weight in self._biases) and not self._options.asks_for(weight):
             return "tied"  # what the model did with it before would not be what it does with other values
         return status
+
+    def _tied_to_bias(self, operation: Operation) -> str | None:
+        """The status of a weight whose bias changes with it, being computed from the same parameters; None if it does not."""
+        weight, bias = operation.weight, operation.bias_weight
+        memories = {root.memory[0] for root in weight.changed}
+        if bias is None or not any(root.memory[0] in memories for root in bias.roots()):
+            return None
+        changed = Covered()
+        for root in weight.changed:
+            changed.add(root)
+        if not any(root in changed for root in bias.roots()):
+            return None
+        zeros = set() if self._options.pre_init is None or self._goals is not None else {r.key for r in self._own(bias, weight)}
+        return "unsupported" if _any(bias.without(zeros)) else None
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
         """Give an output its target std."""
@@ -249,17 +272,27 @@ class Scaling:
         with self._drawn.timed():
             operation.weight.draw_(lambda weight, place: self._fill_now(pre_init, operation.layout, weight, place))
         bias = operation.bias_weight
-        if bias is not None and not self._keeps(bias):
-            for root in bias.roots():
-                self._undo.remember(root.held)
-                root.zero_(operation.zero_bias_)
+        for root in () if bias is None else self._own(bias, operation.weight):
+            assert bias is not None
+            self._undo.remember(root.held)
+            root.zero_(operation.zero_bias_)
             bias.refresh()
-            self.zeroed.add(bias.key)
+            if bias.divisible or not _any(bias.tensor):
+                self.zeroed.add(bias.key)
+                break
 
-    def _keeps(self, bias: Weight) -> bool:
-        """Whether a bias is not to be zeroed: the caller's wish, or it was used before."""
-        asked = not bias.parameter.requires_grad or self._options.skips(bias.name)
-        return asked or self._rules.hold(bias) or bias.is_read or bias in self._covered
+    def _own(self, bias: Weight, weight: Weight) -> list[Weight]:
+        """The parameters that a bias may be made zero by, one after the other until it is: those that look like it first.
+
+        None that the caller wants to keep, nor any that something else uses: the weight (a gain on both), operators before.
+        """
+        if self._rules.hold(bias):
+            return []
+        used = Covered()
+        used.add(weight)
+        before = self._covered, self._biases, used
+        own = [r for r in bias.roots() if not (self._options.keeps(r) or r.is_read or any(r in some for some in before))]
+        return sorted(own, key=lambda root: root.tensor.shape != bias.tensor.shape)
 
     def _fill_now(self, pre_init: PreInit, layout: Layout, weight: Tensor, place: object) -> None:
         if self._ahead is None or not self._ahead.take(layout, weight, place):
@@ -331,7 +364,9 @@ class Scaling:
         for operation in self._idle:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
         touched |= {id(p) for module in model.modules() if id(module) in self.called for p in module.parameters()}
-        for operation in module_operations(model, self.weights):
+        with noting(self.weights):  # what torch.nn.utils.parametrizations computes
+            others = list(module_operations(model, self.weights))
+        for operation in others:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
 
     @contextmanager
@@ -349,6 +384,11 @@ class Scaling:
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
+
+
+def _any(tensor: Tensor) -> bool:
+    """Whether something in it is not zero."""
+    return bool(tensor.numel()) and bool(tensor.detach().abs().max() != 0)
 
 
 def _noted(outcome: Outcome, weight: Weight) -> Outcome:

@@ -125,7 +125,7 @@ def init_(
     start = time.perf_counter()
     options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
     undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)
-    with randomness.preserved(model), guard.all_or_nothing(undo), guard.restored(model):
+    with guard.all_or_nothing(undo), randomness.preserved(model), guard.restored(model):
         drawing = (_Default if scheme == "default" else _Drawing)(options, undo, randomness, alone)
         with torch.inference_mode(False), torch.no_grad():
             passes = drawing.run(model, data, forward)
@@ -211,12 +211,13 @@ class _Drawing(Scaling):
         """Draw all weights; returns the number of forward passes."""
         call = None if data is None and forward is None else first_call(model, data, forward)
         with guard.forward_mode(model, "train"), intercept(model, self, self.prepare, remember=self.remember) as seen:
+            self.begin(seen.weights)
             if call is not None:
                 with self.explained(call):
                     call(model)
             # Inside of intercept, so that weights which torch.nn.utils.parametrizations computes are seen being computed.
             others = list(module_operations(model, seen.weights))
-            self._refuse_what_was_not_found(model, seen.weights, len(self.ledger) + len(others))
+            self._refuse_what_was_not_found(model, seen.weights, len(self.ledger) + len(others), passed=call is not None)
         for operation in (*self._idle, *others):
             self.prepare(operation, "drawn")
         return int(call is not None)
@@ -239,13 +240,17 @@ class _Drawing(Scaling):
                 for one in matrix.chunk(layout.groups):
                     pre_init(one)
 
-    def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources, found: int) -> None:
+    def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources, found: int, *, passed: bool) -> None:
         for name, layer in layers(model):
             weight = getattr(layer, "weight", None)
             if isinstance(weight, Tensor) and weights.find(weight) is None and not self._options.skips(f"{name}.weight"):
                 raise ModelError(
-                    f"the weight of {name!r} is no parameter (torch.nn.utils.weight_norm makes such); with data=, a batch, a "
-                    "forward pass shows what it is computed from"
+                    f"the weight of {name!r} is no parameter (torch.nn.utils.weight_norm makes such); "
+                    + (
+                        f"the forward does not use it, so it was not seen what it is computed from: skip={name!r} leaves it out"
+                        if passed
+                        else "with data=, a batch, a forward pass shows what it is computed from"
+                    )
                 )
         if not found:
             raise ModelError(

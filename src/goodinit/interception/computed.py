@@ -7,7 +7,7 @@ W and B in W + B A), or that there are none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, combinations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from goodinit.interception.weights import Fill, Key, Weight, Weights, storage_of
+from goodinit.interception.writes import written_by
 from goodinit.processes.turns import Position
 
 # With more parameters than this in one weight they are tried one by one and all together, not in every combination.
@@ -25,35 +26,73 @@ _MOST_COMBINED = 4
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A tensor that a call returned. The arguments hold `Node` and `Weight` in place of what was made from parameters."""
+    """A tensor that a call returned. The arguments hold `Node` and `Weight` in place of what was made from parameters.
+
+    What a loop computes step by step is a chain of thousands of them, and where a step uses the one before several times there
+    are exponentially many ways through it. So every node is met once, without recursion.
+    """
 
     function: Callable[..., Any]
     args: Sequence[Any]
     kwargs: dict[str, Any]
     place: int | None
     """Index in the returned tuple; None if the call returned the tensor itself."""
-
-    def evaluate(self, change: Callable[[Weight], Tensor]) -> Tensor:
-        """Compute it again, with ``change(weight)`` in place of every part of a parameter."""
-
-        def value(x: Any) -> Any:
-            if isinstance(x, Node):
-                return x.evaluate(change)
-            return change(x) if isinstance(x, Weight) else x
-
-        out = self.function(*_mapped(self.args, value), **{k: _mapped(v, value) for k, v in self.kwargs.items()})
-        made: Tensor = out if self.place is None else out[self.place]
-        return made
+    _found: list[dict[Key, Weight]] = field(init=False, default_factory=list)
+    """The roots, once they have been asked for."""
 
     def roots(self) -> dict[Key, Weight]:
         """The parameters, or parts of them, that it is made from."""
-        found: dict[Key, Weight] = {}
-        for leaf in _leaves((self.args, tuple(self.kwargs.values()))):
-            if isinstance(leaf, Node):
-                found |= leaf.roots()
-            elif isinstance(leaf, Weight):
-                found[leaf.key] = leaf
-        return found
+        for node in self._in_order(lambda node: not node._found):
+            roots: dict[Key, Weight] = {}
+            for leaf in node._leaves():
+                if isinstance(leaf, Node):
+                    roots |= leaf._found[0]
+                elif isinstance(leaf, Weight):
+                    roots[leaf.key] = leaf
+            node._found.append(roots)
+        return self._found[0]
+
+    def evaluate(self, change: Callable[[Weight], Tensor]) -> Tensor:
+        """Compute it again, with ``change(weight)`` in place of every part of a parameter."""
+        values: dict[Node, Tensor] = {}
+        for node in self._in_order(lambda node: node not in values):
+            values[node] = node._made(values, change)
+        return values[self]
+
+    def _in_order(self, wanted: Callable[[Node], bool]) -> Iterator[Node]:
+        """The wanted ones of it and those that it is made from, which are wanted no more once they have been met; it last."""
+        waiting = [self]
+        while waiting:
+            node = waiting[-1]
+            before = [leaf for leaf in node._leaves() if isinstance(leaf, Node) and wanted(leaf)] if wanted(node) else []
+            waiting += before
+            if not before:
+                waiting.pop()
+                if wanted(node):
+                    yield node
+
+    def _leaves(self) -> Iterator[Any]:
+        return _leaves((self.args, tuple(self.kwargs.values())))
+
+    def _made(self, values: Mapping[Node, Tensor], change: Callable[[Weight], Tensor]) -> Tensor:
+        """From the values of those before it."""
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Node):
+                return values[x]
+            return change(x) if isinstance(x, Weight) else x
+
+        args, kwargs = _mapped(self.args, value), {k: _mapped(v, value) for k, v in self.kwargs.items()}
+        written = {id(x) for x in written_by(self.function, args, kwargs)}
+        if written:  # others may need what it was
+
+            def copied(x: Any) -> Any:
+                return x.clone() if id(x) in written and isinstance(x, Tensor) else x
+
+            args, kwargs = _mapped(args, copied), {k: _mapped(v, copied) for k, v in kwargs.items()}
+        out = self.function(*args, **kwargs)
+        made: Tensor = out if self.place is None else out[self.place]
+        return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +101,8 @@ class Computed(Weight):
 
     node: Node = field(kw_only=True)
     sources: tuple[Weight, ...] = field(kw_only=True)
+    kept: frozenset[Key] = field(default=frozenset(), kw_only=True)
+    """The roots that are to stay as they are."""
 
     divisible: ClassVar[bool] = False
 
@@ -91,15 +132,16 @@ class Computed(Weight):
 
     @property
     def _drawn(self) -> tuple[Weight, ...]:
-        """The root that looks like the weight itself, or else all that have as many axes."""
-        alike = tuple(root for root in self.sources if root.tensor.shape == self.tensor.shape)[:1]
-        return alike or tuple(root for root in self.sources if root.tensor.dim() == self.tensor.dim())
+        """The root that looks like the weight itself, or else all that have as many axes, but for gains (``g[:, None] * v``)."""
+        free = [root for root in self.sources if root.key not in self.kept]
+        alike = tuple(root for root in free if root.tensor.shape == self.tensor.shape)[:1]
+        return alike or tuple(root for root in free if root.tensor.dim() == self.tensor.dim() and not _is_gain(root))
 
     @cached_property
     def factors(self) -> tuple[Weight, ...]:
         """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
-        trainable = [root for root in self.sources if root.parameter.requires_grad]
-        return next((roots for roots in _subsets(trainable) if self._times(roots, 2.0, equals=2.0)), ())
+        free = [root for root in self.sources if root.key not in self.kept]
+        return next((roots for roots in _subsets(free) if self._times(roots, 2.0, equals=2.0)), ())
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -120,7 +162,7 @@ class Computed(Weight):
         """Multiply the roots that multiply it, and it."""
         for root in self.factors:
             root.scale_(factor)
-        self.tensor.detach().mul_(factor)
+        self.tensor.data.mul_(factor)
 
     def draw_(self, fill: Fill) -> None:
         """Fill the root that looks like the weight itself, or else all that have as many axes, and compute the weight from them.
@@ -143,7 +185,16 @@ class Computed(Weight):
 
     def refresh(self) -> None:
         """Compute it again."""
-        self.tensor.detach().copy_(self.node.evaluate(lambda w: w.tensor))
+        self.tensor.data.copy_(self.node.evaluate(lambda w: w.tensor))
+
+    def without(self, zeros: Container[Key]) -> Tensor:
+        """What it would be if these of its roots were zero."""
+        return self.node.evaluate(lambda w: torch.zeros_like(w.tensor) if w.key in zeros else w.tensor)
+
+
+def _is_gain(root: Weight) -> bool:
+    """Whether a root is a vector that was given more axes."""
+    return root.parameter.dim() < root.tensor.dim() and 1 in root.tensor.shape
 
 
 def _fit_gain_(gain: Weight, wanted: Tensor, node: Node) -> None:
@@ -169,6 +220,8 @@ class Sources(Weights):
         """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``."""
         super().__init__(model)
         self._buffers = {storage_of(b) for b in model.buffers()} - {0}
+        self.keeps: Callable[[Weight], bool] = _is_frozen
+        """Whether a parameter is to stay as it is: of what is computed from it and others, the others may be changed."""
 
     def arrived(self, tensor: Tensor) -> None:
         """Note that a tensor of the model's, which was on the meta device, has memory."""
@@ -187,7 +240,9 @@ class Sources(Weights):
                 return None
             name, parameter = roots[0].name, roots[0].parameter
             embedded = any(r.embedded for r in roots)
-            return Computed(name, parameter, tensor, embedded, number=roots[0].number, node=node, sources=tuple(roots))
+            kept = frozenset(root.key for root in roots if self.keeps(root))
+            number = roots[0].number
+            return Computed(name, parameter, tensor, embedded, number=number, node=node, sources=tuple(roots), kept=kept)
         return super().find(tensor)
 
     def parameter(self, tensor: object) -> Weight | None:
@@ -204,21 +259,25 @@ class Sources(Weights):
         return computed | self._read - self._embedded
 
     def note(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> None:
-        """Remember how a call made its result, if it was given parameters and buffers alone."""
+        """Remember how a call made its result, if it was given parameters and buffers alone; and which buffers data went into."""
         outputs: list[tuple[int | None, Any]] = [(None, out)]
         if isinstance(out, (tuple, list)):
             outputs = list(enumerate(out))
         made = [(place, tensor) for place, tensor in outputs if isinstance(tensor, Tensor)]
-        if not made:
+        written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
+        if not made and not written:
             return
         if function in _NUMBERS and not any(isinstance(x, Tensor) for x in args):
             self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
             return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
-        gathers = function is Tensor.__getitem__ and args[0].dim() > 2
+        gathers = function in _GATHERING and bool(args) and args[0].dim() > 2
         sources = self._sources(function, args, kwargs, indices=gathers)
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
+        for tensor in written if sources is None else ():
+            self._buffers.discard(storage_of(tensor))
+            self._nodes.pop(id(tensor), None)
         for place, tensor in made:
             if sources is None:
                 self._nodes.pop(id(tensor), None)  # changed in place by data
@@ -261,6 +320,11 @@ class Sources(Weights):
         return mapped if (found or buffers) and not data else None
 
 
+def _is_frozen(weight: Weight) -> bool:
+    return not weight.parameter.requires_grad
+
+
+_GATHERING = frozenset({Tensor.__getitem__, Tensor.index_select, torch.index_select})
 # What these make has nothing of their argument but its shape, dtype and device.
 _SHAPE_ONLY = frozenset(
     {Tensor.new_empty, Tensor.new_full, Tensor.new_ones, Tensor.new_tensor, Tensor.new_zeros}

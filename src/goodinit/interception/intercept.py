@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -33,6 +32,7 @@ from goodinit.interception.operators import (
     unfollowed_factors,
 )
 from goodinit.interception.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
+from goodinit.interception.writes import written_by
 from goodinit.processes import sharded
 
 Handler = Callable[[Operation], Tensor]
@@ -58,19 +58,7 @@ _NOISE: dict[Function, tuple[str, int, Any]] = {
 
 
 _EMBEDDINGS = frozenset({F.embedding, F.embedding_bag})
-# torch names all other functions that change their first argument with an underscore at the end. `weight *= 2` is __imul__.
-_WRITING = frozenset({"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"))})
-_NO_VALUES = frozenset({"requires_grad_", "share_memory_", "rename_"})  # change no number
 _MULTI_HEAD = F.multi_head_attention_forward.__code__.co_varnames
-
-
-@lru_cache(1024)  # asked of every call of a forward
-def _is_in_place(function: Function) -> bool:
-    name = getattr(function, "__name__", "")
-    if isinstance(function, torch._ops.OpOverload):
-        name = str(function).split(".")[1]  # "mul_" of aten.mul_.Tensor
-    is_data = function == Tensor.data.__set__  # type: ignore[attr-defined]  # a property
-    return (name.endswith("_") and not name.endswith("__") and name not in _NO_VALUES) or name in _WRITING or is_data
 
 
 def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -159,15 +147,12 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         return out
 
     def _remember_changed(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Parameters that a call writes into: what a function changes in place, ``out=``, an embedding's table with max_norm."""
+        """Parameters that a call writes into; an embedding with max_norm writes into its table."""
         assert self._remember is not None
-        written = [kwargs["out"]] if "out" in kwargs else []
+        written = written_by(function, args, kwargs)
         if function in _EMBEDDINGS:
             limited = kwargs.get("max_norm") if "max_norm" in kwargs else args[3] if len(args) > 3 else None
             written += [] if limited is None else [kwargs["weight"] if "weight" in kwargs else args[1]]
-        elif _is_in_place(function) or kwargs.get("inplace"):
-            first = args[0] if args else next(iter(kwargs.values()), None)
-            written += first if isinstance(first, (list, tuple)) else [first]  # a list: torch._foreach_mul_
         for tensor in written:
             if (weight := self.weights.parameter(tensor)) is not None:
                 self._remember(weight.held)
@@ -197,6 +182,21 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                 weight = self.weights.find(transforms.unwrapped(operand))
                 if weight is not None:
                     self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
+
+
+class noting(TorchFunctionMode):  # noqa: N801 - as `intercept`
+    """While active, what is computed from parameters alone is noted."""
+
+    def __init__(self, weights: Sources) -> None:
+        super().__init__()
+        self._weights = weights
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **kwargs or {})
+        self._weights.note(func, args, kwargs or {}, out)
+        return out
 
 
 class _Noting:
@@ -230,9 +230,9 @@ def noted_calls(model: nn.Module, called: set[int]) -> Iterator[None]:
 
     No mode sees what happens there. Layers have hooks of their own for it: torch.compile warns of global ones.
     """
-    for _, layer in layers(model):
-        layer.register_forward_pre_hook(_Noting(called, layer))
     try:
+        for _, layer in layers(model):
+            layer.register_forward_pre_hook(_Noting(called, layer))
         yield
     finally:
         for module in model.modules():  # and copies that the forward made of them

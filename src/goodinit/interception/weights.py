@@ -7,7 +7,7 @@ reaches the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -31,7 +31,11 @@ Fill = Callable[[Tensor, object], None]
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A parameter or a part of one, as an operator received it."""
+    """A parameter or a part of one, as an operator received it.
+
+    It is written through ``.data``, which does not count up the parameter's version: a model that differentiates inside its
+    forward may have saved other parts of it, of which nothing changes.
+    """
 
     name: str
     """The parameter's name in the model, with the part's indices: ``"experts.w1[3]"``."""
@@ -105,7 +109,7 @@ class Weight:
         """Multiply it by a 0-d tensor."""
         torch.clear_autocast_cache()  # which has casts of parameters, and does not see that they change
         if self._lives_apart:
-            sharded.local(self.tensor.detach()).mul_(factor)
+            sharded.local(self.tensor.data).mul_(factor)
         if self.home is not None:
             sharded.multiply_(self.home, self._in_home, factor)
 
@@ -124,14 +128,14 @@ class Weight:
     def _write_(self, write: sharded.Write, start: float | None = None) -> None:
         torch.clear_autocast_cache()
         if self.home is None:
-            write(self.tensor.detach())
+            write(self.tensor.data)
             return
         seen = torch.view_as_complex if self.is_complex_view else lambda part: part
         part = sharded.write_(self.home, self._in_home, lambda part: write(seen(part)), start=start)
         if self._lives_apart and start is not None:
-            write(self.tensor.detach())
+            write(self.tensor.data)
         elif self._lives_apart:
-            sharded.assign_(self.tensor.detach(), seen(part))
+            sharded.assign_(self.tensor.data, seen(part))
 
     @property
     def _lives_apart(self) -> bool:
@@ -162,6 +166,10 @@ class Weight:
 
     def refresh(self) -> None:
         """Bring it up to date with its parameters."""
+
+    def without(self, zeros: Container[Key]) -> Tensor:
+        """What it would be if these of its roots were zero."""
+        return torch.zeros_like(self.tensor) if self.key in zeros else self.tensor
 
     def part(self, tensor: Tensor) -> Weight:
         """The same parameter through ``tensor``, a view of this weight."""
@@ -296,7 +304,8 @@ class Weights:
 
     def stacked(self, weight: Weight) -> int:
         """How many matrices stand in it one below the other: 1 unless `stack` said otherwise."""
-        count, remainder = divmod(weight.tensor.shape[0], self._rows.get(id(weight.parameter), weight.tensor.shape[0]))
+        rows = weight.tensor.shape[0]
+        count, remainder = divmod(rows, self._rows.get(id(weight.parameter), rows) or 1)
         return 1 if remainder else max(1, count)
 
 
