@@ -7,7 +7,7 @@ accelerate launch --cpu --num_processes 2 examples/accelerate_digits.py  # by tw
 Needs goodinit[accelerate,data].
 """
 
-import sys
+import argparse
 
 import torch
 import torch.nn.functional as F
@@ -64,4 +64,6 @@ def main(*, with_lsuv: bool) -> float:
 
 
 if __name__ == "__main__":
-    main(with_lsuv="--without" not in sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without", action="store_true", help="train without LSUV")
+    main(with_lsuv=not parser.parse_args().without)

@@ -7,7 +7,7 @@ Needs goodinit[tensorboard,data]. Under Scalars each layer's std and gradient ha
 outputs and weights, under Text the tables of the measurements and of the initialization.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -61,4 +61,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("runs"), help="where the two runs are written to")
+    main(parser.parse_args().folder)

@@ -6,7 +6,7 @@ python examples/transformers_genesis.py --without  # learns how frequent each le
 On Genesis, which lies in the repository; another text can be named. Needs goodinit[transformers].
 """
 
-import sys
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -100,5 +100,8 @@ def main(path: Path, *, with_lsuv: bool) -> float:
 
 
 if __name__ == "__main__":
-    names = [word for word in sys.argv[1:] if not word.startswith("-")]
-    main(Path(names[0]) if names else TEXT, with_lsuv="--without" not in sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without", action="store_true", help="train without LSUV")
+    parser.add_argument("text", nargs="?", type=Path, default=TEXT, help="a file of letters")
+    given = parser.parse_args()
+    main(given.text, with_lsuv=not given.without)

@@ -161,6 +161,15 @@ def test_it_begins_with_weights_that_are_given(project):
     assert all(torch.equal(t, first[name]) for name, t in load_file("v.safetensors").items())
 
 
+@pytest.mark.parametrize("more", [(), ("--skip", "head"), ("--pre-init", "none")])
+def test_weights_that_are_given_and_all_drawn_anew_are_told_of(project, more):
+    weights(seed=1)
+    result = call("init", "net:Net", *NOISE, "--weights", "w.safetensors", *more)
+    assert result.exit_code == 0
+    warning = "goodinit: warning: all matrices of 'w.safetensors' are drawn anew: --pre-init none keeps and scales them"
+    assert (warning in result.stderr) == (not more)
+
+
 def test_nothing_but_json_on_standard_output(project):
     result = call("init", "net:noisy", *NOISE, "--json", "--out", "w.safetensors", "--report", "r.json")
     found = json.loads(result.stdout)

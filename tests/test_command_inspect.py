@@ -22,6 +22,9 @@ from user_project import call, printed_json, refused
 NOISE = ("--data", "noise:3x9x9")
 
 
+UNJUDGED = "Gradients were not judged: --loss does that.\n"
+
+
 def without_seconds(signal):
     return {**json.loads(signal.to_json()), "seconds": None}
 
@@ -35,7 +38,7 @@ def test_it_prints_what_measure_finds(project):
     Net = importlib.import_module("net").Net
     measured, saved = goodinit.measure(Net(), {"x": x}), Signal.from_json(Path("s.json").read_text())
     assert without_seconds(saved) == without_seconds(measured)
-    assert result.stdout == f"{saved}\nnet:Net on batch.safetensors; seed 5\nSaved s.json\n"
+    assert result.stdout == f"{saved}\nnet:Net on batch.safetensors; seed 5\n{UNJUDGED}Saved s.json\n"
     assert result.stderr == ""
 
 
@@ -103,10 +106,13 @@ def test_pages_and_pictures(project):
         (["net:Net", *NOISE, "--loss", "cross-entropie"], 2, r"--loss must be .* \(did you mean 'cross-entropy'\?\)"),
         (["net:Net", *NOISE, "--loss", "cross-entropy"], 1, "--loss cross-entropy needs labels, and the data holds none"),
         (["net:Net", *NOISE, "--loss", "output"], 2, "the loss must be one number"),
-        (["net:Net", "--data", "far.npz", "--loss", "cross-entropy"], 1, "the loss cross-entropy raised IndexError: Target 77"),
+        (["net:Net", "--data", "far.npz", "--loss", "cross-entropy"], 1, "from 0 to 77, raised IndexError: Target 77"),
         (["net:Net", *NOISE, "--report", "none/s.html"], 2, "a report cannot be saved as 'none/s.html'"),
         (["net:Net", "--data", "batch.pkl"], 2, "'batch.pkl' is not read: it is a pickle"),
         (["net:Net", "--data", "noise:1x9x9"], 1, r"'body.0.weight' of shape \(8, 3, 3, 3\) on input of shape \(64, 1, 9, 9\)"),
+        (["net:Net", "--data", "pixels.npz"], 1, "uint8 are pixels as they lie in a file; a model takes them as floats"),
+        (["net:Net", "--data", "pixels.npz", "--image-size", "8"], 2, "the samples of pixels.npz have a size"),
+        (["net:Net", *NOISE, "--image-size", "8"], 2, "--image-size is for images in a folder or of the hub"),
         (["net:Net", *NOISE, "--lr", "0.1"], 2, "--lr judges the updates that follow from gradients, so it needs --loss"),
         (["net:Net", *NOISE, "--loss", "net:energy", "--lr", "0"], 2, "lr must be a positive number; got 0.0"),
         (["net:Net", *NOISE, "--skip", "head"], 2, "No such option: --skip"),
@@ -117,6 +123,7 @@ def test_bad_input_is_one_message_and_an_exit_code(project, arguments, code, mes
     np.savez("far.npz", x=x, y=np.array([0, 77]))
     x[0, 0, 0, 0] = np.inf
     np.savez("nan.npz", x=x)
+    np.savez("pixels.npz", x=np.ones((2, 3, 9, 9), np.uint8))
     Path("batch.pkl").touch()
     said = refused(code, "inspect", *arguments)
     assert re.search(message, said), said

@@ -28,7 +28,21 @@ def test_tokens_are_those_of_the_model():
     ids = samples.tensors["input_ids"]
     assert ids.shape == (200, 7)
     assert sorted(ids.unique().tolist()) == list(range(11))
-    assert samples.text == "200 sequences of 7 of 11 tokens, drawn at random; no real data"
+    assert samples.text == "200 sequences of 7 of the 11 tokens of 0, drawn at random; no real data"
+
+
+def test_a_model_that_knows_its_tokens_is_asked():
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions, self.words = nn.Embedding(500, 4), nn.Embedding(7, 4)
+
+        def get_input_embeddings(self):
+            return self.words
+
+    samples = read_samples("tokens:30", Wanted(20, 0), Ours())
+    assert samples.tensors["input_ids"].max() == 6
+    assert samples.text == "20 sequences of 30 of the 7 tokens of words, drawn at random; no real data"
 
 
 @pytest.mark.parametrize(

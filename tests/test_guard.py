@@ -143,7 +143,8 @@ def test_a_step_of_the_restoration_that_is_interrupted_is_begun_again(monkeypatc
 
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).train()
     before = snapshot(model)
-    put_back, interrupted = guard._Kept.put_back, []
+    put_back = guard._Kept.put_back
+    interrupted: list[object] = []
 
     def once(self):
         if not interrupted:
@@ -236,7 +237,7 @@ def test_a_failure_puts_the_callers_generator_back():
 
 def test_the_global_generator_by_name_is_the_one_without():
     """As what code does that writes `generator or torch.default_generator`."""
-    weights = []
+    weights: list[Tensor] = []
     for given in (None, None, torch.default_generator, torch.default_generator):
         if len(weights) in (0, 2):
             torch.manual_seed(0)

@@ -604,3 +604,51 @@ def test_nested_tensors_are_refused(layout):
     with pytest.raises(DataError, match="argument 0 is a nested tensor, whose outputs cannot be measured; give it padded"):
         lsuv_(model, data)
     assert_same(before, snapshot(model))
+
+
+class Cell(nn.Module):
+    """A recurrence written out, whose state begins as zeros."""
+
+    def __init__(self, between=lambda model, h: h):
+        super().__init__()
+        self.into, self.back, self.out = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.between = between
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), 16)
+        for step in range(x.shape[1]):
+            h = self.between(self, torch.tanh(self.into(x[:, step]) + self.back(h)))
+        return self.out(h)
+
+
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_state_that_begins_as_zeros(padding):
+    """Its matrix is scaled at the first step that has a signal; what came before was zero, and stays so."""
+    torch.manual_seed(0)
+    model, x, outputs = Cell(), torch.randn(64, 5, 8), []
+    x[:, :padding] = 0
+    report = lsuv_(model, x, forward=lambda m, d: outputs.append(m(d)))
+    assert report.ok
+    back = report["back.weight"]
+    assert (back.status, back.uses[: 2 + padding]) == ("shared", (*[0.0] * (1 + padding), 1.0))
+    assert back.std_before * back.factor == pytest.approx(1, rel=1e-5)
+    stds = []
+    model.back.register_forward_hook(lambda _m, _a, out: stds.append(out.std(correction=0).item()))
+    with torch.no_grad():
+        assert torch.allclose(model(x), outputs[0], atol=1e-5)
+    assert stds == pytest.approx(back.uses, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [lambda model, h: h * model.back.weight[0, 0], lambda model, h: (h @ model.back.weight[:8].t()).repeat(1, 2)],
+    ids=["read", "another part"],
+)
+def test_a_state_that_begins_as_zeros_and_whose_matrix_does_more(between):
+    """Then it stays as it was when that was done with it."""
+    torch.manual_seed(0)
+    model, x, outputs = Cell(between), torch.randn(64, 5, 8), []
+    with pytest.warns(GoodinitWarning, match="'back.weight' is no-signal"):
+        lsuv_(model, x, forward=lambda m, d: outputs.append(m(d)))
+    with torch.no_grad():
+        assert torch.allclose(model(x), outputs[0], atol=1e-5)

@@ -327,8 +327,29 @@ def test_experiments_of_one_s_own_are_on_the_page_if_named(tmp_path):
     words = ["reproduce", "report", "--results", str(tmp_path / "r"), "--out", str(tmp_path / "page"), "--experiment"]
     done = CliRunner().invoke(app, [*words, str(tmp_path / "mine.toml")])
     assert done.exit_code == 0, done.output
+    assert done.output == f"{tmp_path / 'page'}, and 1 pictures in {tmp_path / 'page-pictures'}\n"
     assert "## mine: my own" in (tmp_path / "page").read_text()
+    assert "we differ, goodinit's documentation says what is ours." in (tmp_path / "page").read_text()
     assert (tmp_path / "page-pictures").is_dir()  # a file of that name could not be a folder too
+
+
+def test_rows_of_smoke_are_counted_where_they_are_not_shown(tmp_path):
+    append_line(tmp_path / "r" / "runs.jsonl", {**row(cell_of("table3", "lsuv/relu").run, 0.75), "budget": "smoke"})
+    done = CliRunner().invoke(app, ["reproduce", "report", "--results", str(tmp_path / "r"), "--out", str(tmp_path / "p.md")])
+    assert done.output.endswith("; 1 rows of the budget smoke are not shown\n")
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("page.html", "goodinit: the page is Markdown, its name should end in .md; got '"),
+        (".", "goodinit: the page cannot be saved as '"),
+    ],
+)
+def test_what_no_page_can_be_saved_as(tmp_path, out, message):
+    append_line(tmp_path / "r" / "runs.jsonl", row(cell_of("table3", "lsuv/relu").run, 0.75))
+    done = CliRunner().invoke(app, ["reproduce", "report", "--results", str(tmp_path / "r"), "--out", str(tmp_path / out)])
+    assert (done.exit_code, message in done.output) == (2, True), done.output
 
 
 def test_no_rows_at_all_is_an_error(tmp_path):
@@ -356,6 +377,7 @@ def test_the_page_of_the_docs_is_made_from_the_committed_rows(tmp_path):
     committed = ROOT / "benchmarks" / "results" / "paper"
     if not (committed / "runs.jsonl").exists():
         pytest.skip("not in a checkout")
+    (tmp_path / "reproducing.md").touch()  # the page beside it
     write_page(Results(committed).read(), tmp_path / "paper.md")
     assert (tmp_path / "paper.md").read_text() == (ROOT / "docs" / "paper.md").read_text(), "run `make paper`"
     pictures = re.findall(r"\]\((paper/[^)]*)\)", (ROOT / "docs" / "paper.md").read_text())

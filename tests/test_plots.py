@@ -6,6 +6,7 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -167,6 +168,13 @@ def test_demo_figure():
     assert set(lines(right)["guessing: 2.25"][1]) == {2.25}
     assert figure.get_suptitle() == "a title"
     draw(figure)
+    level = [replace(layer, std=0.5) for layer in default]  # which has a range of its own, so that it looks level
+    figure, (left, _) = demo_figure(level, level, losses, title="", guessing=2.25)
+    draw(figure)
+    assert left.get_ylim()[0] < 1e-8
+    texts = [text.get_text() for text in left.get_legend().get_texts()]
+    curves = ["default, all elements", "LSUV, all elements", "default, between images", "LSUV, between images"]
+    assert texts == ["target 1", *curves]
 
 
 def test_no_global_state_of_matplotlib_is_changed():

@@ -220,3 +220,26 @@ def test_nothing_is_written_where_it_is_not_asked_for(tmp_path, monkeypatch):
     lsuv_(net(), X, device="cpu")
     assert not list(tmp_path.iterdir())
     assert issubclass(SaveError, OSError)
+
+
+def test_a_model_that_differentiates_in_its_forward(tmp_path):
+    """Autograd must not notice what is written then, so that versions say nothing of it."""
+
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 32, 32))
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = h = x.detach().requires_grad_()
+                for w in self.w:
+                    h = torch.tanh(h @ w)
+                return torch.autograd.grad(h.sum(), x)[0]
+
+    torch.manual_seed(0)
+    model = Forces()
+    assert all(record.status == "scaled" for record in initialize(model, tmp_path))
+    saved = held(tmp_path)
+    assert saved.keys() == dict(model.named_parameters()).keys()
+    assert all(torch.equal(saved[name], parameter) for name, parameter in model.named_parameters())

@@ -12,11 +12,13 @@ def main() -> None:
     try:
         require("typer", extra="cli")
         require("rich", extra="cli")
+        from goodinit.cli import app  # noqa: PLC0415 - needs the extra
+
+        app()
     except MissingExtraError as error:
         sys.exit(f"goodinit: {error}")
-    from goodinit.cli import app  # noqa: PLC0415 - needs the extra
-
-    app()
+    except KeyboardInterrupt:  # while it was still being loaded
+        sys.exit(130)
 
 
 if __name__ == "__main__":

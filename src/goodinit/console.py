@@ -18,7 +18,7 @@ from goodinit.errors import GoodinitError, GoodinitWarning, OptionError
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 # Packages whose frames do not say where a mistake of the caller's is.
-_LIBRARIES = ("goodinit", "torch", "transformers", "timm", "typer", "click")
+_LIBRARIES = ("goodinit", "torch", "transformers", "timm", "typer", "click", "lightning", "pytorch_lightning")
 
 
 class CodeError(GoodinitError, RuntimeError):

@@ -54,6 +54,8 @@ class _Entry:
     status: str
     outcome: Outcome
     later_uses: list[Tensor] = field(default_factory=list)
+    silent: int = 0
+    """How many uses before the one that scaled it had an output of zeros."""
 
     def tensors(self) -> list[Tensor]:
         o = self.outcome
@@ -87,6 +89,12 @@ class Ledger:
         entry.later_uses.append(std)
         if entry.status == "scaled":
             entry.status = "shared"
+
+    def use_first_heard(self, weight: Weight, outcome: Outcome) -> None:
+        """A later use, at which a weight is scaled whose output was zero up to then."""
+        entry = self._entries[weight.key]
+        entry.silent, entry.later_uses = 1 + len(entry.later_uses), []
+        entry.status, entry.outcome = "shared", outcome
 
     def targets(self) -> dict[Key, float]:
         """Of the weights that were to be scaled and could be; waits for the device."""
@@ -186,9 +194,8 @@ def _record(entry: _Entry, values: list[float]) -> Record:
             note = "; ".join(filter(None, (f"{dead:.0f} constant channels not scaled" if dead and scaled else "", note)))
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
-    return Record(
-        entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, (after, *later), note=note
-    )
+    uses = (*[0.0] * entry.silent, after, *later)
+    return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, uses, note=note)
 
 
 def _non_finite(entry: _Entry) -> str:

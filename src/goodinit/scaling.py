@@ -21,7 +21,7 @@ from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
 from goodinit.interception.intercept import module_operations, noting
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
-from goodinit.interception.weights import Key, Weight, storage_of
+from goodinit.interception.weights import Key, Weight, storage_of, versions_kept
 from goodinit.ledger import Ledger, Outcome
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
@@ -91,6 +91,8 @@ class Scaling:
         """Biases that are zero now."""
         self._biases = Covered()
         """Of all operators up to now."""
+        self._silent: dict[Key, Statistic] = {}
+        """The outputs of weights that may have been zero up to now: their first ones."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -140,8 +142,10 @@ class Scaling:
             output = operation.complete(operation.linear_part())
         elif torch.is_grad_enabled():
             # The model differentiates inside its forward: its graph must hold the final weight, so a second call makes it.
-            with torch.no_grad():
+            with torch.no_grad(), versions_kept():
                 self._run(operation)
+            if self._shards is not None:
+                self._shards.wrote(operation)
             output = operation.complete(operation.linear_part())
         else:
             output = operation.complete(self._run(operation))
@@ -175,7 +179,8 @@ class Scaling:
                 if part.weight.key in self._adopted:
                     self._adopted.remove(part.weight.key)
                     self._ranks.come_late(part.weight)
-                self.ledger.use_again(part.weight, operation.kind, target, rule.std(found))
+                if not self._scale_late(part, found):
+                    self.ledger.use_again(part.weight, operation.kind, target, rule.std(found))
             elif left_alone is not None:
                 self.ledger.enter(part.weight, operation.kind, target, left_alone, Outcome(rule.std(found)))
             elif self._goals is not None and part.weight.key not in self._goals:
@@ -230,7 +235,34 @@ class Scaling:
         outcome = replace(outcome, note=rule.note) if rule is not None and rule.note else outcome
         weight.scale_(factor)
         part.z.mul_(factor)
+        self._note_silence(weight, found)
         self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
+
+    def _note_silence(self, weight: Weight, found: Statistic) -> None:
+        """That the first output of a weight was zero, or may have been: of a GPU's nothing is asked for now."""
+        later = self._ranks.size == 1 and self._goals is None and self._shards is None and not self._prints_wanted
+        if later and self._rules.plain and weight.divisible and (found.m2.device.type != "cpu" or _is_zero(found)):
+            self._silent[weight.key] = found
+
+    def _scale_late(self, part: Part, found: Statistic) -> bool:
+        """Scale a weight whose output was zero at all uses before (a state that begins as zero), if it is not at this one."""
+        weight = part.weight
+        if weight.key not in self._silent:
+            used = {id(root.held) for root in weight.roots()}
+            for key in [key for key in self._silent if key[0] in used]:
+                del self._silent[key]  # other parts of the parameter: what they have in common was heard of
+            return False
+        if weight.is_read or not _is_zero(self._silent[weight.key]):
+            del self._silent[weight.key]
+            return False
+        if _is_zero(found):
+            return False
+        del self._silent[weight.key]
+        factor, outcome = scaling_of(found, part, self._options.target(weight.name))
+        weight.scale_(factor)
+        part.z.mul_(factor)
+        self.ledger.use_first_heard(weight, _noted(outcome, weight))
+        return True
 
     def adopt(self, content: Any, found: Statistic) -> None:
         """Draw and scale a weight that other processes use and this one does not, or not yet."""
@@ -384,6 +416,11 @@ class Scaling:
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
+
+
+def _is_zero(found: Statistic) -> bool:
+    """Whether an output is zero everywhere; waits for the device."""
+    return bool((found.m2 == 0) & (found.mean == 0))
 
 
 def _any(tensor: Tensor) -> bool:

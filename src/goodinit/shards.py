@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from goodinit.batches import Call
 from goodinit.errors import GoodinitError, OptionError, require
 from goodinit.files import SaveError, write_whole
+from goodinit.interception.operation import Operation
+from goodinit.interception.weights import parameter_name
 from goodinit.options import Options
 
 _STATE, _INDEX = "goodinit.json", "model.safetensors.index.json"
@@ -108,6 +110,12 @@ class Shards:
     def _changed(self) -> dict[str, Tensor]:
         """Parameters that have been written since they were saved, or never were."""
         return {n: p for n, p in self._parameters.items() if not p.is_meta and self._versions.get(n) != p._version}
+
+    def wrote(self, operation: Operation) -> None:
+        """Note that weight and bias of an operator were written, by what does not count up their versions."""
+        bias = operation.bias_weight
+        for root in (*operation.weight.roots(), *(() if bias is None else bias.roots())):
+            self._versions.pop(parameter_name(root.name), None)
 
     def _flush(self, tensors: Mapping[str, Tensor]) -> None:
         if tensors:

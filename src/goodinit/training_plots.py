@@ -59,7 +59,7 @@ def demo_figure(
     figure = new_figure(11, 4.4)
     left, right = figure.subplots(1, 2)
     labels = [f"{label}, all elements" for label in losses]
-    plot_stds({s.name: s.std for s in default}, {s.name: s.std for s in lsuv}, labels=(labels[0], labels[1]), ax=left)
+    # Before the others, which set the range of the axis.
     for signals, label, colour in zip((default, lsuv), losses, colours(left), strict=False):
         left.plot(
             [s.sample_std for s in signals],
@@ -68,8 +68,10 @@ def demo_figure(
             linewidth=1.5,
             label=f"{label}, between images",
         )
+    plot_stds({s.name: s.std for s in default}, {s.name: s.std for s in lsuv}, labels=(labels[0], labels[1]), ax=left)
     left.set_title("Before training: std of each layer's output", fontsize="medium")
-    left.legend(frameon=False, fontsize="small")
+    handles, texts = left.get_legend_handles_labels()
+    left.legend([*handles[2:], *handles[:2]], [*texts[2:], *texts[:2]], frameon=False, fontsize="small")
     right.axhline(guessing, color=muted(right), linewidth=1, zorder=0, label=f"guessing: {guessing:.2f}")
     plot_losses(losses, ax=right)
     right.set_ylim(bottom=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from goodinit.command.inputs import Inputs
 from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, need_signals, save_reports
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
-from goodinit.errors import OptionError
+from goodinit.errors import GoodinitWarning, OptionError
 from goodinit.lsuv import lsuv_
 from goodinit.measurement.propagation import measure
 from goodinit.options import VARIANCES
@@ -25,6 +26,10 @@ from goodinit.report import Report
 
 if TYPE_CHECKING:
     from goodinit.options import Variance
+
+
+_DRAWN = frozenset({"scaled", "shared", "unused", "recurrent"})
+"""What becomes of a matrix that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,12 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
             generator=torch.Generator().manual_seed(setup.seed),
         )
         after = measure(model, inputs.batches[0]) if shown else None
+    if setup.weights is not None and pre_init is not None and all(record.status in _DRAWN for record in report):
+        warnings.warn(
+            f"all matrices of {str(setup.weights)!r} are drawn anew: --pre-init none keeps and scales them, --skip keeps some",
+            GoodinitWarning,
+            stacklevel=2,
+        )
     size = 0 if wishes.out is None else save_weights(model, wishes.out)
     save_reports(wishes.reports, setup.model, setup.source(inputs), report=report, before=before, after=after)
     return Initialized(setup, inputs, report, wishes.out, size, wishes.reports)

@@ -34,6 +34,14 @@ class Inputs:
         """As `goodinit.lsuv_` takes it."""
         return self.batches[0] if len(self.batches) == 1 else list(self.batches)
 
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """What may be the matter where the model cannot take them."""
+        batch = self.batches[0]
+        if any(tensor.dtype == torch.uint8 for tensor in (batch.values() if isinstance(batch, dict) else batch)):
+            return ("uint8 are pixels as they lie in a file; a model takes them as floats: save (x - x.mean()) / x.std()",)
+        return ()
+
 
 def read_inputs(
     source: str, model: nn.Module, *, batches: int, batch_size: int | None, seed: int, image_size: int | None = None

@@ -31,6 +31,8 @@ class Inspected:
         """Print it for people."""
         self.signal.show()
         lines = [self.setup.source(self.inputs)]
+        if self.signal.loss is None:
+            lines.append("Gradients were not judged: --loss does that.")
         print("\n".join([*lines, *(f"Saved {path}" for path in self.reports)]))  # noqa: T201 - its purpose
 
     def as_json(self) -> dict[str, Any]:

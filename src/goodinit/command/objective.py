@@ -46,9 +46,22 @@ def objective(name: str, labels: Tensor | None) -> Objective:
         try:
             return function(output, _beside(labels, output)) if with_labels else function(output)
         except Exception as error:
-            raise code_error(f"the loss {name}", error) from error
+            doing = f"the loss {name}"
+            if with_labels and isinstance(labels, Tensor):
+                doing += f", given scores {_shape(_tensor(output))} and labels {_shape(labels)}{_range(labels)},"
+            raise code_error(doing, error) from error
 
     return loss
+
+
+def _shape(value: Any) -> str:
+    return (
+        f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else type(value).__name__
+    )
+
+
+def _range(labels: Tensor) -> str:
+    return f" from {labels.min().item():g} to {labels.max().item():g}" if labels.numel() and not labels.is_complex() else ""
 
 
 def _takes(function: Callable[..., Any], count: int) -> bool:

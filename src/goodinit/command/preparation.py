@@ -75,7 +75,7 @@ def running(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except Exception as error:
         if _of_a_model(error):
             failure = code_error(f"the forward of {type(model).__name__}", error)
-            raise CodeError(f"{failure}\nthe data: {inputs.text}") from error
+            raise CodeError("\n".join([str(failure), f"the data: {inputs.text}", *inputs.hints])) from error
         raise
 
 

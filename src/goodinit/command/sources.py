@@ -25,6 +25,9 @@ def read_samples(source: str, wanted: Wanted, model: nn.Module) -> Samples:
         MissingExtraError: what reads it is not installed.
     """
     kind, colon, name = source.partition(":")
+    sized = (colon and kind in ("noise", "tokens")) or Path(source).is_file()
+    if sized and wanted.image_size is not None:
+        raise OptionError(f"--image-size is for images in a folder or of the hub; the samples of {source} have a size")
     if colon and kind in ("noise", "tokens"):
         return (_noise if kind == "noise" else _tokens)(name, wanted, model)
     from goodinit.command.image_samples import folder_samples, hub_samples  # noqa: PLC0415 - files of tensors do without
@@ -59,12 +62,22 @@ def _tokens(shape: str, wanted: Wanted, model: nn.Module) -> Samples:
     (length, *more) = _sizes("tokens", shape)
     if more:
         raise OptionError(f"--data tokens:{shape}: expected the length of a sequence, such as tokens:128")
-    known = next((module.num_embeddings for module in model.modules() if isinstance(module, nn.Embedding)), None)
-    if known is None:
+    found = next(((name, module) for name, module in model.named_modules() if isinstance(module, nn.Embedding)), None)
+    if found is None:
         raise OptionError(f"--data tokens:{shape}: {type(model).__name__} has no nn.Embedding to know its tokens from")
+    name, embedding = _input_embedding(model) or found
+    known = embedding.num_embeddings
     ids = torch.randint(known, (wanted.rows, length), generator=torch.Generator().manual_seed(wanted.seed))
-    text = f"{wanted.rows} sequences of {length} of {known:,} tokens, drawn at random; no real data"
+    whose = name or type(embedding).__name__
+    text = f"{wanted.rows} sequences of {length} of the {known:,} tokens of {whose}, drawn at random; no real data"
     return Samples({"input_ids": ids}, text, ordered=True)
+
+
+def _input_embedding(model: nn.Module) -> tuple[str, nn.Embedding] | None:
+    """That of a model of transformers, which knows it; of others the first one is taken, in the order of registration."""
+    known = getattr(model, "get_input_embeddings", None)
+    embedding = known() if callable(known) else None
+    return next(((name, module) for name, module in model.named_modules() if module is embedding), None) if embedding else None
 
 
 def _sizes(kind: str, text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from goodinit.interception.weights import Fill, Key, Weight, Weights, storage_of
+from goodinit.interception.weights import Fill, Key, Weight, Weights, storage_of, to_be_written
 from goodinit.interception.writes import written_by
 from goodinit.processes.turns import Position
 
@@ -162,7 +162,7 @@ class Computed(Weight):
         """Multiply the roots that multiply it, and it."""
         for root in self.factors:
             root.scale_(factor)
-        self.tensor.data.mul_(factor)
+        to_be_written(self.tensor).mul_(factor)
 
     def draw_(self, fill: Fill) -> None:
         """Fill the root that looks like the weight itself, or else all that have as many axes, and compute the weight from them.
@@ -185,7 +185,7 @@ class Computed(Weight):
 
     def refresh(self) -> None:
         """Compute it again."""
-        self.tensor.data.copy_(self.node.evaluate(lambda w: w.tensor))
+        to_be_written(self.tensor).copy_(self.node.evaluate(lambda w: w.tensor))
 
     def without(self, zeros: Container[Key]) -> Tensor:
         """What it would be if these of its roots were zero."""

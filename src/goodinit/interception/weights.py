@@ -7,7 +7,9 @@ reaches the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -29,13 +31,31 @@ Fill = Callable[[Tensor, object], None]
 """Writes a weight at a place in the model."""
 
 
+_keeps_versions: ContextVar[bool] = ContextVar("keeps_versions", default=False)
+
+
+@contextmanager
+def versions_kept() -> Iterator[None]:
+    """Autograd does not notice what is written to weights inside.
+
+    A model that differentiates inside its forward may have saved other parts of a parameter, or of what was computed from it,
+    of which nothing changes.
+    """
+    token = _keeps_versions.set(True)
+    try:
+        yield
+    finally:
+        _keeps_versions.reset(token)
+
+
+def to_be_written(tensor: Tensor) -> Tensor:
+    """An alias of a weight for changing it in place."""
+    return tensor.data if _keeps_versions.get() else tensor.detach()
+
+
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A parameter or a part of one, as an operator received it.
-
-    It is written through ``.data``, which does not count up the parameter's version: a model that differentiates inside its
-    forward may have saved other parts of it, of which nothing changes.
-    """
+    """A parameter or a part of one, as an operator received it."""
 
     name: str
     """The parameter's name in the model, with the part's indices: ``"experts.w1[3]"``."""
@@ -109,7 +129,7 @@ class Weight:
         """Multiply it by a 0-d tensor."""
         torch.clear_autocast_cache()  # which has casts of parameters, and does not see that they change
         if self._lives_apart:
-            sharded.local(self.tensor.data).mul_(factor)
+            sharded.local(to_be_written(self.tensor)).mul_(factor)
         if self.home is not None:
             sharded.multiply_(self.home, self._in_home, factor)
 
@@ -128,14 +148,14 @@ class Weight:
     def _write_(self, write: sharded.Write, start: float | None = None) -> None:
         torch.clear_autocast_cache()
         if self.home is None:
-            write(self.tensor.data)
+            write(to_be_written(self.tensor))
             return
         seen = torch.view_as_complex if self.is_complex_view else lambda part: part
         part = sharded.write_(self.home, self._in_home, lambda part: write(seen(part)), start=start)
         if self._lives_apart and start is not None:
-            write(self.tensor.data)
+            write(to_be_written(self.tensor))
         elif self._lives_apart:
-            sharded.assign_(self.tensor.data, seen(part))
+            sharded.assign_(to_be_written(self.tensor), seen(part))
 
     @property
     def _lives_apart(self) -> bool:

@@ -126,15 +126,23 @@ def report(
 ) -> None:
     """Write the page with our figures beside the published ones, from the rows alone."""
     with errors_shown():
+        from goodinit.files import check_writable  # noqa: PLC0415
         from goodinit.paper import experiment as experiments  # noqa: PLC0415 - other commands do not need it
-        from goodinit.paper.page import write_page  # noqa: PLC0415
+        from goodinit.paper.page import HIDDEN, write_page  # noqa: PLC0415
         from goodinit.paper.results import Results  # noqa: PLC0415
 
+        if out.suffix.lower() not in ("", ".md", ".markdown"):
+            raise OptionError(f"the page is Markdown, its name should end in .md; got {str(out)!r}")
+        if out.parent.is_dir():
+            check_writable(out, what="the page", example="paper.md")
         rows = Results(results)
         if not rows.file.exists():
             raise OptionError(f"there are no rows in {str(results)!r} (no runs.jsonl); goodinit reproduce … --results makes them")
-        pictures = write_page(rows.read(), out, [experiments.read(path) for path in own or ()])
-    typer.echo(f"{out}" + (f", and {len(pictures)} pictures in {pictures[0].parent}" if pictures else ""))
+        found = rows.read()
+        pictures = write_page(found, out, [experiments.read(path) for path in own or ()])
+    smoke = sum(result.row.get("budget") == HIDDEN for result in found)
+    hidden = f"; {smoke} rows of the budget {HIDDEN} are not shown" if smoke else ""
+    typer.echo(f"{out}" + (f", and {len(pictures)} pictures in {pictures[0].parent}" if pictures else "") + hidden)
 
 
 def _offered_experiments() -> list[str]:

@@ -253,8 +253,11 @@ def _shrunk(settings: Table, budget: Table, where: str) -> Table:
     if "iterations" in asked and "milestones" in settings and "milestones" not in asked:
         whole = settings.get("iterations", Training.iterations)
         given = [asked["iterations"], whole, *_list(settings["milestones"], f"{where}: milestones")]
-        if not all(is_number(value) and value >= 0 for value in given) or not whole:
-            raise OptionError(f"{where}: iterations and milestones must be numbers, iterations 1 or more; got {given}")
+        wrong = [value for value in given if not (is_number(value) and value >= 0)]
+        if wrong or not whole:
+            raise OptionError(
+                f"{where}: iterations and milestones must be numbers, iterations 1 or more; got {[*wrong, whole][0]!r}"
+            )
         share = asked["iterations"] / whole
         settings = {**settings, "milestones": [round(milestone * share) for milestone in settings["milestones"]]}
     return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)

@@ -28,12 +28,14 @@ from goodinit.paper.tables import (
 
 # Budgets whose tables are shown even where no run has filled them yet. Smoke is a test, no figure.
 _SHOWN = ("short", "full")
-_HIDDEN = "smoke"
+HIDDEN = "smoke"
+_OURS = "reproducing.md"
+"""The page beside it in the documentation."""
 _INTRODUCTION = """# The paper, reproduced
 
 Made by `goodinit reproduce report` from raw rows; no figure on this page is typed. Networks, recipes and published figures are
 those of Mishkin & Matas, [All you need is a good init](https://arxiv.org/abs/1511.06422), ICLR 2016; where the paper leaves
-something open, or we differ, [this says what is ours](reproducing.md).
+something open, or we differ, OURS.
 
 - A cell has the mean over n seeds, ± their standard deviation, and n in brackets: `91.20 ± 0.15 (3)`. It is the accuracy (or
   error) after the last iteration, in percent, on all test images; the best of all tests is in the rows.
@@ -66,8 +68,9 @@ def write_page(results: Sequence[Result], out: Path, own: Sequence[Experiment] =
     """
     folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-pictures")
     pictures: list[Path] = []
-    tables = [(e, [t for t in fillings(e, results, _SHOWN) if t.budget != _HIDDEN]) for e in (*experiments(), *own)]
-    parts = [_INTRODUCTION, summary([table for _, found in tables for table in found])]
+    tables = [(e, [t for t in fillings(e, results, _SHOWN) if t.budget != HIDDEN]) for e in (*experiments(), *own)]
+    ours = f"[this says what is ours]({_OURS})" if (out.parent / _OURS).exists() else "goodinit's documentation says what is ours"
+    parts = [_INTRODUCTION.replace("OURS", ours), summary([table for _, found in tables for table in found])]
     for experiment, found in tables:
         parts.append(_heading(experiment))
         for table in found:

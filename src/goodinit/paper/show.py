@@ -37,7 +37,8 @@ class Lines(Audience, Observer):
         experiment = order.experiment
         before = f", {finished} of them finished before" if finished else ""
         self.say(f"{experiment.name}: {experiment.title}")
-        self.say(f"{order.budget}: {experiment.budgets[order.budget]}; {runs} runs{before}; device {order.device}")
+        count = f"{runs} run" if runs == 1 else f"{runs} runs"
+        self.say(f"{order.budget}: {experiment.budgets[order.budget]}; {count}{before}; device {order.device}")
         self._total, self._done = runs, finished
 
     def decodes(self, what: str, done: int, total: int) -> None:
