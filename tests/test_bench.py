@@ -42,6 +42,7 @@ def module(monkeypatch):
     return importlib.import_module
 
 
+@pytest.mark.slow
 def test_every_row_can_be_traced(quick):
     rows, _, _ = quick
     assert {row["section"] for row in rows} == set("abcd")
@@ -52,6 +53,7 @@ def test_every_row_can_be_traced(quick):
     assert all(len(row["seconds"]) == row["n"] for row in rows if row["section"] != "d")
 
 
+@pytest.mark.slow
 def test_results_are_checked_while_timing(quick):
     rows, _, _ = quick
     assert not [row["failed_checks"] for row in rows if row["failed_checks"]]
@@ -68,6 +70,7 @@ def test_results_are_checked_while_timing(quick):
     assert all(0 < gram < 5e-6 for gram in grams)
 
 
+@pytest.mark.slow
 def test_peers_that_fail_or_would_take_too_long_are_rows_too(quick):
     rows, _, _ = quick
     by = {(row["name"], row["contestant"]): row for row in rows if row["section"] == "b"}
@@ -81,6 +84,7 @@ def test_peers_that_fail_or_would_take_too_long_are_rows_too(quick):
     assert by["gpt2-like", "lsuv 0.3.0"]["std_min"] < 0.5
 
 
+@pytest.mark.slow
 def test_the_table_is_made_from_the_last_run(quick):
     rows, printed, out = quick
     older = out.with_name("two_runs.jsonl")
@@ -95,6 +99,7 @@ def test_the_table_is_made_from_the_last_run(quick):
         assert shown in text
 
 
+@pytest.mark.slow
 def test_targets_are_judged_and_wrong_results_named(quick, module):
     rows, _, _ = quick
     full = [{**row, "quick": False} for row in rows]

@@ -309,12 +309,12 @@ def test_dead_behind_a_normalization_and_with_channels_moved():
 
 
 def test_saturated_elements():
-    x = torch.randn(256, 6)
+    x = torch.randn(256, 60)
     for scale, share in ((1, 0.029), (4, 0.586)):
-        layer = nn.Linear(6, 40)
+        layer = nn.Linear(60, 40)  # fewer outputs than inputs: each of them has the same std
         lsuv_(layer, x, target_std=float(scale))
         found = measure(nn.Sequential(layer, nn.Tanh()), x)[0]
-        assert found.saturated == pytest.approx(share, abs=0.08)
+        assert found.saturated == pytest.approx(share, abs=0.06)  # of a sample
     assert activation_of(nn.ReLU6()).saturated is None
 
 

@@ -341,7 +341,7 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             raise OptionError(f"{where}: unknown key {key!r}{did_you_mean(key, known)}; known are {', '.join(known)}")
 
 
-_TYPE_NAMES = {type(None): "nothing", tuple: "list of int"}
+_TYPE_NAMES = {type(None): "nothing", tuple: "a list of whole numbers", float: "a number", int: "a whole number", str: "text"}
 
 
 def _check_types(run: Settings) -> None:
