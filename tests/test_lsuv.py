@@ -652,3 +652,20 @@ def test_a_state_that_begins_as_zeros_and_whose_matrix_does_more(between):
         lsuv_(model, x, forward=lambda m, d: outputs.append(m(d)))
     with torch.no_grad():
         assert torch.allclose(model(x), outputs[0], atol=1e-5)
+
+
+def test_operators_by_the_names_that_torch_export_gives_them():
+    class Exported(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(16, 16))
+
+        def forward(self, x):
+            h = torch.ops.aten.dropout.default(torch.ops.aten.einsum.default("bi,oi->bo", [x, self.a]), 0.5, True)
+            return torch.ops.aten.linear.default(h, self.b)
+
+    torch.manual_seed(0)
+    model, x = Exported(), torch.randn(64, 8)
+    report = lsuv_(model, x)
+    assert [(r.name, r.status) for r in report] == [("a", "scaled"), ("b", "scaled")]
+    assert (x @ model.a.T @ model.b.T).std(correction=0).item() == pytest.approx(1, abs=1e-4)

@@ -54,6 +54,7 @@ _NOISE: dict[Function, tuple[str, int, Any]] = {
     F.scaled_dot_product_attention: ("dropout_p", 4, 0.0),
     F.multi_head_attention_forward: ("dropout_p", 10, 0.0),
     torch.dropout: ("train", 2, False),
+    torch.ops.aten.dropout.default: ("train", 2, False),  # of what torch.export made
 }
 
 

@@ -166,9 +166,12 @@ def _one_sided(kind: str, left: Tensor, right: Tensor, linear_part: Callable[[],
     return Operation(kind, weight, layout, linear_part, data, cuts=cuts, channels=channels)
 
 
-def _einsum(function: Function, a: Arguments, weights: Sources) -> Operation | None:
+def _is_einsum(function: Function) -> bool:
+    return function is torch.einsum or _full_name(function) == "aten.einsum"
+
+
+def _einsum(equation: object, operands: Sequence[Any], weights: Sources) -> Operation | None:
     """einsum("…,…->…", …) with one weight among its operands, every operand's axes by letters."""
-    equation, operands = a["equation"], a["operands"]
     if not isinstance(equation, str):  # the form with lists of axis numbers: torch rewrites it and calls einsum again
         return None
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
@@ -206,7 +209,7 @@ def _einsum(function: Function, a: Arguments, weights: Sources) -> Operation | N
         "einsum",
         weight,
         layout,
-        lambda: function(equation, *operands),
+        lambda: torch.einsum(equation, *operands),
         _shapes(*data),
         cuts=cuts,
         channels=Channels(axis(letters[rows[0]]), rows[0]) if one_row else None,
@@ -280,8 +283,8 @@ def find_operation(function: Function, args: Sequence[Any], kwargs: Mapping[str,
 
 
 def _operation(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> Operation | None:
-    if function is torch.einsum:
-        return _einsum(function, {"equation": args[0], "operands": args[1:]}, weights)
+    if _is_einsum(function):
+        return _einsum(args[0], args[1:], weights)
     known = OPERATORS.get(function) or _BY_NAME.get(_full_name(function))
     if known is None:
         return None
@@ -343,7 +346,7 @@ _UNFOLLOWED: dict[Function, int] = {
 
 def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> list[Weight]:
     """The weights that a product has as factors, beside data, where it is none of those that `find_operation` knows."""
-    if function is torch.einsum:
+    if _is_einsum(function):
         operands, is_factor = _einsum_operands(args)
     elif (known := OPERATORS.get(function)) is not None:
         names, parser = known
