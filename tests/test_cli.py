@@ -174,3 +174,14 @@ def test_shells_complete_commands_and_options(words, completed):
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **asked}
     )
     assert (done.returncode, done.stdout.split()) == (0, completed), done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux's")
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["reproduce", "--help"]])
+def test_a_full_disk_behind_standard_output(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "goodinit", *arguments], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "goodinit: cannot write to standard output: No space left on device\n"
