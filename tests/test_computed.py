@@ -433,3 +433,81 @@ def test_parametrized_layers_that_the_forward_does_not_use():
     assert [record.status for record in report] == ["scaled", "unused", "unused"]
     gram = net.normed.weight @ net.normed.weight.T
     assert torch.allclose(gram, torch.eye(6), atol=1e-4)
+
+
+def indexed(m):
+    w = m.w.clone()
+    w[m.mask] = 0
+    return w
+
+
+def through_a_view(m):
+    w = m.w.clone()
+    w[:2].mul_(10.0)
+    return w
+
+
+def through_another(m):
+    w = m.w.clone()
+    w.diagonal().zero_()
+    return 2 * w
+
+
+@pytest.mark.parametrize(
+    ("weight", "status"), [(indexed, "scaled"), (through_a_view, "unsupported"), (through_another, "unsupported")]
+)
+@pytest.mark.parametrize("zero", [False, True])
+def test_what_is_written_into_a_computed_weight_is_seen(weight, status, zero):
+    """Also where the parameter has nothing to show it, being zero there at first."""
+    torch.manual_seed(0)
+    net, data = Weighted(weight, w=normal(5, 6)), normal(64, 6)
+    net.register_buffer("mask", torch.rand(5, 6) < 0.4)
+    if zero:
+        net.w.data.zero_()
+    before = net.w.clone()
+    (record,) = lsuv_(net, data)
+    assert record.status == status
+    if status == "scaled":
+        assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    else:
+        assert torch.equal(net.w, before)
+
+
+def test_weights_and_biases_that_are_expanded():
+    torch.manual_seed(0)
+    net, data = Affine(lambda m: m.w, lambda m: (2 * m.s).expand(5), w=normal(5, 6), s=numbers(1)), normal(64, 6)
+    for function in ("linear", "conv"):
+        (record,) = lsuv_(net, data, forward=lambda m, x, function=function: m(x, function))
+        assert (record.status, net.s.item()) == ("scaled", 0)
+        assert net(data, function).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+        net.s.data.fill_(1.0)
+
+
+def test_without_drawing_only_what_is_scaled_moves_a_bias():
+    torch.manual_seed(0)
+    parameters = {"a": normal(5, 3), "b": normal(3, 30), "c": 0.01 * normal(3)}
+    net, data = Affine(lambda m: m.a @ m.b, lambda m: m.a @ m.c, **parameters), normal(64, 30)
+    (record,) = lsuv_(net, data, pre_init=None)
+    assert (record.name, record.status) == ("b", "scaled")
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("zero", [{"a"}, {"b"}, {"a", "b"}])
+@pytest.mark.parametrize("name", ["concatenated", "sum", "product", "LoRA"])
+def test_roots_that_are_zero_at_first(name, zero):
+    torch.manual_seed(0)
+    net, data = SCALED[name][0](), normal(64, 6)
+    for each in zero:
+        net.get_parameter(each).data.zero_()
+    (record,) = lsuv_(net, data)
+    assert record.status == "scaled"
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_a_weight_of_nothing_but_gains_is_drawn():
+    torch.manual_seed(0)
+    rows = {f"r{i}": torch.zeros(6) for i in range(5)}
+    net, data = Weighted(lambda m: torch.cat([getattr(m, name)[None] for name in rows]), **rows), normal(64, 6)
+    (record,) = lsuv_(net, data)
+    assert record.status == "scaled"
+    assert net(data).std(correction=0).item() == pytest.approx(1, abs=1e-3)

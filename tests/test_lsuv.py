@@ -596,14 +596,33 @@ def test_a_layer_without_outputs():
     assert [record.status for record in report] == ["scaled", "unused"]
 
 
+def nested(layout):
+    return torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
-@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
-def test_nested_tensors_are_refused(layout):
-    model, data = nn.Linear(4, 4), torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (torch.strided, "argument 0 is a nested tensor, whose outputs cannot be measured; give it padded"),
+        (
+            torch.jagged,
+            "linear with the weight 'weight' .* makes a nested tensor, which cannot be measured; give the model",
+        ),
+    ],
+)
+def test_nested_tensors_are_refused(layout, message):
+    model = nn.Linear(4, 4)
     before = snapshot(model)
-    with pytest.raises(DataError, match="argument 0 is a nested tensor, whose outputs cannot be measured; give it padded"):
-        lsuv_(model, data)
+    with pytest.raises(DataError, match=message):
+        lsuv_(model, nested(layout))
     assert_same(before, snapshot(model))
+
+
+def test_nested_tensors_that_the_model_pads():
+    model, data = nn.Linear(4, 4), nested(torch.jagged)
+    report = lsuv_(model, data, forward=lambda m, x: m(x.to_padded_tensor(0.0)))
+    assert report["weight"].status == "scaled"
 
 
 class Cell(nn.Module):
@@ -612,6 +631,7 @@ class Cell(nn.Module):
     def __init__(self, between=lambda model, h: h):
         super().__init__()
         self.into, self.back, self.out = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.spare = nn.Parameter(torch.randn(16, 16))
         self.between = between
 
     def forward(self, x):
@@ -639,10 +659,36 @@ def test_a_state_that_begins_as_zeros(padding):
     assert stds == pytest.approx(back.uses, rel=1e-3)
 
 
+@pytest.mark.parametrize("fused", ["chunks", "stack"])
+def test_a_state_that_begins_as_zeros_and_one_parameter_for_all(fused):
+    class Fused(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(16, 32) if fused == "chunks" else torch.randn(2, 16, 16))
+
+        def forward(self, x):
+            into, back = self.w.chunk(2, 1) if fused == "chunks" else self.w
+            h = torch.zeros_like(x[:, 0])
+            for step in range(x.shape[1]):
+                h = torch.tanh(F.linear(x[:, step], into) + F.linear(h, back))
+            return h
+
+    torch.manual_seed(0)
+    model, x, outputs = Fused(), torch.randn(64, 5, 16), []
+    report = lsuv_(model, x, forward=lambda m, d: outputs.append(m(d)))
+    assert [record.uses[:2] for record in report][1] == (0.0, 1.0)
+    assert torch.allclose(model(x), outputs[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "between",
-    [lambda model, h: h * model.back.weight[0, 0], lambda model, h: (h @ model.back.weight[:8].t()).repeat(1, 2)],
-    ids=["read", "another part"],
+    [
+        lambda model, h: h * model.back.weight[0, 0],
+        lambda model, h: (h @ model.back.weight[:8].t()).repeat(1, 2),
+        lambda model, h: F.linear(h, torch.eye(16), model.back.weight[0]),
+        lambda model, h: F.linear(h, model.spare, model.back.weight[0]),
+    ],
+    ids=["read", "another part", "data's bias", "bias"],
 )
 def test_a_state_that_begins_as_zeros_and_whose_matrix_does_more(between):
     """Then it stays as it was when that was done with it."""
@@ -661,8 +707,9 @@ def test_operators_by_the_names_that_torch_export_gives_them():
             self.a, self.b = nn.Parameter(torch.randn(16, 8)), nn.Parameter(torch.randn(16, 16))
 
         def forward(self, x):
-            h = torch.ops.aten.dropout.default(torch.ops.aten.einsum.default("bi,oi->bo", [x, self.a]), 0.5, True)
-            return torch.ops.aten.linear.default(h, self.b)
+            h = torch.ops.aten.einsum.default("bi,oi->bo", [x, self.a])
+            h = torch.ops.aten.einsum.default(equation="bi->ib", tensors=[h]).t()
+            return torch.ops.aten.linear.default(torch.ops.aten.dropout.default(h, 0.5, True), self.b)
 
     torch.manual_seed(0)
     model, x = Exported(), torch.randn(64, 8)

@@ -689,3 +689,9 @@ def test_a_forward_in_inference_mode():
 def test_a_signal_is_compared_with_a_signal():
     with pytest.raises(OptionError, match=r"a signal is compared with another one, of goodinit.measure; got int"):
         measure(nn.Linear(4, 2), torch.randn(8, 4)).compare(5)
+
+
+def test_a_model_that_was_made_in_inference_mode():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    assert len(measure(model, torch.randn(64, 6))) == 2

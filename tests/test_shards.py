@@ -243,3 +243,33 @@ def test_a_model_that_differentiates_in_its_forward(tmp_path):
     saved = held(tmp_path)
     assert saved.keys() == dict(model.named_parameters()).keys()
     assert all(torch.equal(saved[name], parameter) for name, parameter in model.named_parameters())
+
+
+def test_a_state_that_begins_as_zeros(tmp_path):
+    """Interrupted while its matrix has no signal yet, and after that."""
+
+    class Cell(nn.Module):
+        def __init__(self, stop=-1):
+            super().__init__()
+            self.into, self.back, self.out, self.stop = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32), stop
+
+        def forward(self, x):
+            h = torch.zeros_like(x)
+            for step in range(4):
+                if step == self.stop:
+                    raise KeyboardInterrupt
+                h = torch.tanh(self.into(x) + self.back(h))
+            return self.out(h)
+
+    torch.manual_seed(0)
+    expected = Cell()
+    lsuv_(expected, X, generator=torch.Generator().manual_seed(0))
+    for stop in (1, 3):
+        folder = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            initialize(Cell(stop), folder)
+        resumed = Cell()
+        initialize(resumed, folder)
+        for mine, theirs in zip(resumed.parameters(), expected.parameters(), strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-6)
+        assert held(folder).keys() == dict(expected.named_parameters()).keys()

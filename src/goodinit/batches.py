@@ -256,7 +256,7 @@ def _is_mask(name: str, values: Tensor) -> bool:
 
 def _refuse_non_finite(call: Call) -> None:
     for name, tensor in call.tensors():
-        if tensor.is_nested:
+        if tensor.is_nested and tensor.layout is torch.strided:
             raise DataError(f"{name} is a nested tensor, whose outputs cannot be measured; give it padded (to_padded_tensor)")
         if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta:
             continue
@@ -277,6 +277,8 @@ def _is_one_sample(x: Tensor) -> bool:
 
 def _stored(tensor: Tensor) -> Tensor:
     """The numbers that a tensor holds: of a sparse one those that are not left out."""
+    if tensor.is_nested:
+        return tensor.values()
     if tensor.layout is torch.sparse_coo:
         return tensor._values()  # values() asks for a coalesced tensor
     return tensor if tensor.layout is torch.strided else tensor.values()

@@ -270,7 +270,7 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
             if kept_grad is not None:
                 yield kept_grad.put_back
             yield partial(setattr, parameter, "grad", grad)
-        yield from (partial(setattr, parameter, "requires_grad", flag) for parameter, flag in trainable)
+        yield from (partial(_put_flag, parameter, flag) for parameter, flag in trainable)
         if not succeeded:
             yield from (module.put_back for module in without_form)
 
@@ -323,6 +323,11 @@ def _put_into(tensor: Tensor, memory: Tensor) -> None:
         return
     if not same:
         tensor.data = memory
+
+
+def _put_flag(parameter: Tensor, flag: bool) -> None:
+    if parameter.requires_grad != flag:  # of what was made in inference mode it cannot be set, even to what it is
+        parameter.requires_grad = flag
 
 
 def _put_back(now: Any, before: Any) -> None:

@@ -16,7 +16,7 @@ from goodinit import guard
 from goodinit.ahead import Ahead
 from goodinit.batches import Call
 from goodinit.centring import Rule, Rules, Shift
-from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
+from goodinit.errors import DataError, ModelError, NonFiniteError, RankError, annotate
 from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
 from goodinit.interception.intercept import module_operations, noting
@@ -91,8 +91,8 @@ class Scaling:
         """Biases that are zero now."""
         self._biases = Covered()
         """Of all operators up to now."""
-        self._silent: dict[Key, Statistic] = {}
-        """The outputs of weights that may have been zero up to now: their first ones."""
+        self._silent: dict[Key, tuple[Weight, Statistic]] = {}
+        """Weights whose outputs may have been zero up to now, and the first of these."""
         self._prints_wanted = prints
         self._goals = goals
         self._shards = shards
@@ -165,6 +165,8 @@ class Scaling:
         elif left_alone is None and weight.key not in self._drawn.keys:
             self._draw(operation)
         z = sharded.added_up(operation.linear_part())
+        if z.is_nested:
+            raise DataError(f"{operation} makes a nested tensor, which cannot be measured; give the model padded data")
         self._last_shift = None
         for part in operation.parts(z):
             target = self._options.target(part.weight.name)
@@ -211,15 +213,17 @@ class Scaling:
     def _tied_to_bias(self, operation: Operation) -> str | None:
         """The status of a weight whose bias changes with it, being computed from the same parameters; None if it does not."""
         weight, bias = operation.weight, operation.bias_weight
-        memories = {root.memory[0] for root in weight.changed}
+        drawing = self._options.pre_init is not None and self._goals is None
+        moved = weight.changed if drawing else weight.factors
+        memories = {root.memory[0] for root in moved}
         if bias is None or not any(root.memory[0] in memories for root in bias.roots()):
             return None
         changed = Covered()
-        for root in weight.changed:
+        for root in moved:
             changed.add(root)
         if not any(root in changed for root in bias.roots()):
             return None
-        zeros = set() if self._options.pre_init is None or self._goals is not None else {r.key for r in self._own(bias, weight)}
+        zeros = {root.key for root in self._own(bias, weight)} if drawing else set()
         return "unsupported" if _any(bias.without(zeros)) else None
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
@@ -240,19 +244,21 @@ class Scaling:
 
     def _note_silence(self, weight: Weight, found: Statistic) -> None:
         """That the first output of a weight was zero, or may have been: of a GPU's nothing is asked for now."""
-        later = self._ranks.size == 1 and self._goals is None and self._shards is None and not self._prints_wanted
+        later = self._ranks.size == 1 and self._goals is None and not self._prints_wanted
         if later and self._rules.plain and weight.divisible and (found.m2.device.type != "cpu" or _is_zero(found)):
-            self._silent[weight.key] = found
+            self._silent[weight.key] = weight, found
 
     def _scale_late(self, part: Part, found: Statistic) -> bool:
         """Scale a weight whose output was zero at all uses before (a state that begins as zero), if it is not at this one."""
         weight = part.weight
         if weight.key not in self._silent:
-            used = {id(root.held) for root in weight.roots()}
-            for key in [key for key in self._silent if key[0] in used]:
-                del self._silent[key]  # other parts of the parameter: what they have in common was heard of
+            if self._silent:
+                used = Covered()
+                used.add(weight)
+                for key in [key for key, (other, _) in self._silent.items() if other in used]:
+                    del self._silent[key]  # what it has in common with this one was heard of
             return False
-        if weight.is_read or not _is_zero(self._silent[weight.key]):
+        if weight.is_read or weight in self._biases or not _is_zero(self._silent[weight.key][1]):
             del self._silent[weight.key]
             return False
         if _is_zero(found):
@@ -387,7 +393,11 @@ class Scaling:
 
     def progress(self) -> Progress:
         """What has been finished by now; waits for the device."""
-        return Progress(self._randomness.followed, sorted(self._places_drawn), {**self._known.scaled, **self.ledger.scaled()})
+        scaled = {**self._known.scaled, **self.ledger.scaled()}
+        for weight, found in self._silent.values():
+            if _is_zero(found):  # it may still be scaled
+                scaled.pop(str(weight.place), None)
+        return Progress(self._randomness.followed, sorted(self._places_drawn), scaled)
 
     def draw_unused(self, model: nn.Module) -> None:
         """Weights that the forward did not use: drawn, not scaled."""

@@ -39,6 +39,8 @@ class Node:
     """Index in the returned tuple; None if the call returned the tensor itself."""
     _found: list[dict[Key, Weight]] = field(init=False, default_factory=list)
     """The roots, once they have been asked for."""
+    _unknown: list[bool] = field(init=False, default_factory=list)
+    """Whether it cannot be computed again, likewise."""
 
     def roots(self) -> dict[Key, Weight]:
         """The parameters, or parts of them, that it is made from."""
@@ -50,7 +52,14 @@ class Node:
                 elif isinstance(leaf, Weight):
                     roots[leaf.key] = leaf
             node._found.append(roots)
+            before = [leaf for leaf in node._leaves() if isinstance(leaf, Node)]
+            node._unknown.append(node.function is _no_longer or any(leaf._unknown[0] for leaf in before))
         return self._found[0]
+
+    def is_unknown(self) -> bool:
+        """Whether it cannot be computed again: something was written into the tensor through another one."""
+        self.roots()
+        return self._unknown[0]
 
     def evaluate(self, change: Callable[[Weight], Tensor]) -> Tensor:
         """Compute it again, with ``change(weight)`` in place of every part of a parameter."""
@@ -135,17 +144,20 @@ class Computed(Weight):
         """The root that looks like the weight itself, or else all that have as many axes, but for gains (``g[:, None] * v``)."""
         free = [root for root in self.sources if root.key not in self.kept]
         alike = tuple(root for root in free if root.tensor.shape == self.tensor.shape)[:1]
-        return alike or tuple(root for root in free if root.tensor.dim() == self.tensor.dim() and not _is_gain(root))
+        others = tuple(root for root in free if root.tensor.dim() == self.tensor.dim())
+        return alike or tuple(root for root in others if not _is_gain(root)) or others
 
     @cached_property
     def factors(self) -> tuple[Weight, ...]:
         """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
-        free = [root for root in self.sources if root.key not in self.kept]
+        free = [root for root in self.sources if root.key not in self.kept and not self.node.is_unknown()]
         return next((roots for roots in _subsets(free) if self._times(roots, 2.0, equals=2.0)), ())
 
     @cached_property
     def obstacle(self) -> str | None:
         """Status if no root multiplies it: scale-invariant if none has any effect."""
+        if self.node.is_unknown():
+            return "unsupported"
         if self.factors:
             return None
         unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self.sources)
@@ -153,16 +165,27 @@ class Computed(Weight):
 
     def _times(self, roots: Sequence[Weight], factor: float, *, equals: float) -> bool:
         """Whether multiplying the roots by ``factor`` multiplies the weight by ``equals``."""
-        keys = {root.key for root in roots}
-        trial = self.node.evaluate(lambda w: w.tensor.detach() * factor if w.key in keys else w.tensor)
-        error = (trial - equals * self.tensor).abs().max()
-        return bool(error <= 8 * torch.finfo(self.tensor.dtype).eps ** 0.75 * self.tensor.abs().max())
+        keys, shown = {root.key for root in roots}, self._stand_ins
+
+        def value(w: Weight) -> Tensor:
+            return shown.get(w.key, w.tensor)
+
+        now = self.node.evaluate(value) if shown else self.tensor
+        trial = self.node.evaluate(lambda w: value(w).detach() * factor if w.key in keys else value(w))
+        error = (trial - equals * now).abs().max()
+        return bool(error <= 8 * torch.finfo(self.tensor.dtype).eps ** 0.75 * now.abs().max())
+
+    @cached_property
+    def _stand_ins(self) -> dict[Key, Tensor]:
+        """For roots that are zero now, of which a factor would show nothing, but not when they have been drawn."""
+        zero = [root for root in self._drawn if root.tensor.numel() and not bool(root.tensor.detach().abs().max())]
+        return {root.key: torch.ones_like(root.tensor.detach()).cumsum(-1) for root in zero}
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply the roots that multiply it, and it."""
         for root in self.factors:
             root.scale_(factor)
-        to_be_written(self.tensor).mul_(factor)
+        _without_repeats(to_be_written(self.tensor), self.tensor).mul_(factor)
 
     def draw_(self, fill: Fill) -> None:
         """Fill the root that looks like the weight itself, or else all that have as many axes, and compute the weight from them.
@@ -184,12 +207,24 @@ class Computed(Weight):
         return replace(self, tensor=self.tensor.select(axis, 0), node=selected)
 
     def refresh(self) -> None:
-        """Compute it again."""
-        to_be_written(self.tensor).copy_(self.node.evaluate(lambda w: w.tensor))
+        """Compute it again, if it can be."""
+        if not self.node.is_unknown():
+            value = self.node.evaluate(lambda w: w.tensor)
+            _without_repeats(to_be_written(self.tensor), self.tensor).copy_(_without_repeats(value, self.tensor))
 
     def without(self, zeros: Container[Key]) -> Tensor:
         """What it would be if these of its roots were zero."""
+        if self.node.is_unknown():
+            return self.tensor
         return self.node.evaluate(lambda w: torch.zeros_like(w.tensor) if w.key in zeros else w.tensor)
+
+
+def _without_repeats(tensor: Tensor, like: Tensor) -> Tensor:
+    """Without the axes along which ``like`` is expanded: one element stands for many there, and cannot be written as many."""
+    for axis, (size, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
+        if size > 1 and not stride:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
 
 
 def _is_gain(root: Weight) -> bool:
@@ -275,15 +310,33 @@ class Sources(Weights):
         sources = self._sources(function, args, kwargs, indices=gathers)
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
-        for tensor in written if sources is None else ():
-            self._buffers.discard(storage_of(tensor))
-            self._nodes.pop(id(tensor), None)
+        for tensor in written:
+            self._note_written(tensor, function, sources, {id(each) for _, each in made})
         for place, tensor in made:
             if sources is None:
                 self._nodes.pop(id(tensor), None)  # changed in place by data
                 self._constants.pop(id(tensor), None)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
                 self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
+
+    def _note_written(
+        self, written: Tensor, function: Callable[..., Any], sources: tuple[Sequence[Any], dict[str, Any]] | None, made: set[int]
+    ) -> None:
+        """What a call changed in place is known no more, unless it is the tensor that the call was given."""
+        if sources is None:
+            self._buffers.discard(storage_of(written))
+        if id(written) not in self._nodes:
+            return
+        storage = storage_of(written)
+        for key, (tensor, node) in list(self._nodes.items()):
+            if storage_of(tensor) != storage:
+                continue
+            if sources is None:
+                del self._nodes[key]
+            elif tensor is not written:
+                self._nodes[key] = tensor, Node(_no_longer, (node,), {}, None)
+            elif key not in made and sources[0] and sources[0][0] is node:
+                self._nodes[key] = tensor, Node(_written, (function, *sources[0]), sources[1], None)
 
     def _sources(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
@@ -318,6 +371,18 @@ class Sources(Weights):
                 for root in each.roots().values() if isinstance(each, Node) else (each,):
                     self.read(root)
         return mapped if (found or buffers) and not data else None
+
+
+def _written(function: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """What a function that returns nothing makes of a tensor (``weight[mask] = 0``)."""
+    copy = tensor.clone()
+    function(copy, *args, **kwargs)
+    return copy
+
+
+def _no_longer(tensor: Tensor) -> Tensor:
+    """A tensor that was written into through another one that shares its memory, as it was before."""
+    return tensor
 
 
 def _is_frozen(weight: Weight) -> bool:

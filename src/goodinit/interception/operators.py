@@ -166,6 +166,11 @@ def _one_sided(kind: str, left: Tensor, right: Tensor, linear_part: Callable[[],
     return Operation(kind, weight, layout, linear_part, data, cuts=cuts, channels=channels)
 
 
+def _equation_and_operands(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[object, Sequence[Any]]:
+    """Of a call of einsum; the operands may be one list. aten.einsum's may have names."""
+    return kwargs.get("equation", args[0] if args else None), args[1:] or (kwargs.get("tensors", ()),)
+
+
 def _is_einsum(function: Function) -> bool:
     return function is torch.einsum or _full_name(function) == "aten.einsum"
 
@@ -284,7 +289,7 @@ def find_operation(function: Function, args: Sequence[Any], kwargs: Mapping[str,
 
 def _operation(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> Operation | None:
     if _is_einsum(function):
-        return _einsum(args[0], args[1:], weights)
+        return _einsum(*_equation_and_operands(args, kwargs), weights)
     known = OPERATORS.get(function) or _BY_NAME.get(_full_name(function))
     if known is None:
         return None
@@ -347,7 +352,7 @@ _UNFOLLOWED: dict[Function, int] = {
 def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> list[Weight]:
     """The weights that a product has as factors, beside data, where it is none of those that `find_operation` knows."""
     if _is_einsum(function):
-        operands, is_factor = _einsum_operands(args)
+        operands, is_factor = _einsum_operands(*_equation_and_operands(args, kwargs))
     elif (known := OPERATORS.get(function)) is not None:
         names, parser = known
         no_factors = {"bias", "out"} | ({"input"} if parser is _added_product else set())
@@ -364,9 +369,8 @@ def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[
     return [weight for weight, counts in zip(found, is_factor, strict=True) if weight is not None and counts]
 
 
-def _einsum_operands(args: Sequence[Any]) -> tuple[list[Tensor], list[bool]]:
+def _einsum_operands(equation: object, operands: Sequence[Any]) -> tuple[list[Tensor], list[bool]]:
     """The operands, and which of them are no mere gains: what is summed over is an axis of another one, too."""
-    equation, operands = args[0], args[1:]
     if not isinstance(equation, str):
         return [], []
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):

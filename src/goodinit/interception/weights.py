@@ -180,6 +180,11 @@ class Weight:
         return Place((*shape, 2), (*(2 * s for s in stride), 1), 2 * offset) if self.is_complex_view else self.in_whole
 
     @property
+    def factors(self) -> tuple[Weight, ...]:
+        """The parts of parameters that multiply it if they are multiplied together."""
+        return (self,)
+
+    @property
     def changed(self) -> tuple[Weight, ...]:
         """The parts of parameters that are changed in order to draw it and to scale it."""
         return (self,)
