@@ -77,7 +77,7 @@ class Recorder(TorchDispatchMode):
         self._parameters: dict[int, list[tuple[str, Tensor]]] = {}
         self._origins: dict[int, tuple[Tensor, Origin]] = {}  # by storage; the tensor keeps it alive, and so its address its own
         self._seen: set[object] = set()
-        self._silent: dict[object, int] = {}
+        self._zero_so_far: dict[object, int] = {}
         self._used: dict[str, Tensor] = {}  # parameter -> which elements of its storage
         for name, parameter in model.named_parameters():
             self._parameters.setdefault(_address(parameter), []).append((name, parameter))
@@ -169,13 +169,13 @@ class Recorder(TorchDispatchMode):
         for w, y in _parts(operator, weight, direct, z, args):
             key = (names, _region(w) if direct is not None else tuple(w.shape))
             if key in self._seen:
-                if self._silent.get(key) is not None and y.any():  # what was zero before says nothing of the scale
-                    place, mean = self._silent.pop(key), y.to(torch.complex128).mean().item()
+                if self._zero_so_far.get(key) is not None and y.any():  # what was zero before says nothing of the scale
+                    place, mean = self._zero_so_far.pop(key), y.to(torch.complex128).mean().item()
                     self.uses[place] = replace(self.uses[place], std=std(y), count=y.numel(), mean=mean)
                 continue
             self._seen.add(key)
             if direct is not None and not y.any():
-                self._silent[key] = len(self.uses)
+                self._zero_so_far[key] = len(self.uses)
             label = _indices(w, parameter) if parameter is not None else ""
             again = direct is not None and self._use(direct, w)
             size = y.element_size() // (2 if y.is_complex() else 1)

@@ -20,8 +20,7 @@ from goodinit import Signal
 from user_project import call, printed_json, refused
 
 NOISE = ("--data", "noise:3x9x9")
-
-
+FAR = ("--data", "far.npz")
 UNJUDGED = "Gradients were not judged: --loss does that.\n"
 
 
@@ -106,7 +105,7 @@ def test_pages_and_pictures(project):
         (["net:Net", *NOISE, "--loss", "cross-entropie"], 2, r"--loss must be .* \(did you mean 'cross-entropy'\?\)"),
         (["net:Net", *NOISE, "--loss", "cross-entropy"], 1, "--loss cross-entropy needs labels, and the data holds none"),
         (["net:Net", *NOISE, "--loss", "output"], 2, "the loss must be one number"),
-        (["net:Net", "--data", "far.npz", "--loss", "cross-entropy"], 1, "from 0 to 77, raised IndexError: Target 77"),
+        (["net:Net", *FAR, "--loss", "cross-entropy"], 1, "the loss cross-entropy, .* to 77, raised IndexError: Target 77"),
         (["net:Net", *NOISE, "--report", "none/s.html"], 2, "a report cannot be saved as 'none/s.html'"),
         (["net:Net", "--data", "batch.pkl"], 2, "'batch.pkl' is not read: it is a pickle"),
         (["net:Net", "--data", "noise:1x9x9"], 1, r"'body.0.weight' of shape \(8, 3, 3, 3\) on input of shape \(64, 1, 9, 9\)"),

@@ -209,7 +209,7 @@ def test_several_processes_share_the_runs_of_a_table(place, tmp_path):
     assert shares == [True, True]  # both had something to do
 
 
-def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, broken_off):
+def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, monkeypatch, broken_off):
     """No file may be larger than a checkpoint is: the kernel refuses it as it would on a full disk."""
     what, results = broken_off
     (checkpoint,) = (results / ".checkpoints").glob("*.pt")
@@ -225,6 +225,8 @@ def test_a_full_disk_keeps_rows_and_the_last_checkpoint(place, broken_off):
     assert "Traceback" not in output
     assert checkpoint.read_bytes() == before
     assert (results / "runs.jsonl").read_bytes() == finished
+    done = call(place, monkeypatch, what, results, "--only", "hinge/he")
+    assert "goes on from iteration" in done.output
 
 
 def test_a_checkpoint_from_another_configuration(place, monkeypatch, broken_off):

@@ -202,9 +202,7 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
     terms = [_decades(ratio), _decades(distinct), _decades(forward_ratio), _decades(lost)]
     assert isinstance(tried.target_std, float)
     measured = ratio, _mean(similarities[-_quarter(similarities) :]), distinct, forward_ratio, sum(terms), likeness
-    head = _head(scaling, probe)
-    probe.forget_graph()
-    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), head
+    return Trial(tried.target_std, tried.center, tried.target_mean, *measured), _head(scaling, probe)
 
 
 def _quarter(values: Sequence[object]) -> int:
@@ -257,7 +255,9 @@ class Probe:
             self._stds.append(output.detach().std(correction=0))
             self._compare(operation, output.detach())
         if key in self._places and output.requires_grad:  # at its first use, or where a checkpoint runs it again
-            output.register_hook(partial(self._note, self._places.pop(key)))  # before the output is overwritten in place
+            # Before the output is overwritten in place. The hook does not hold the probe, which holds the graph that holds the
+            # hook: Python cannot see that circle, and would keep it for ever.
+            output.register_hook(partial(_note_norm, self._gradients, self._places.pop(key)))
         return output
 
     def _compare(self, operation: Operation, output: Tensor) -> None:
@@ -268,10 +268,6 @@ class Probe:
         with torch.autocast(output.device.type, enabled=False):
             self._similarities.append(similarity(output))
             self._products.append((samples, products(output[:_MANY])))
-
-    def _note(self, place: int, gradient: Tensor) -> None:
-        with torch._C.DisableTorchFunction():
-            self._gradients[place] = torch.linalg.vector_norm(gradient.detach())
 
     def numbers(self) -> tuple[list[float], ...]:
         """Stds, similarities and norms of gradients of all operators in their order, and correlations, over pairs, of the last
@@ -300,9 +296,10 @@ class Probe:
         wanted = self._nodes[first][1]
         return any(node is wanted for node in nodes_behind(node for _, node in self._nodes[first + 1 :]))
 
-    def forget_graph(self) -> None:
-        """Let go of autograd's graph, whose hooks hold the probe: a circle that Python cannot see, and would keep for ever."""
-        self._nodes.clear()
+
+def _note_norm(norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:
+    with torch._C.DisableTorchFunction():
+        norms[place] = torch.linalg.vector_norm(gradient.detach())
 
 
 def similarity(output: Tensor) -> Tensor:

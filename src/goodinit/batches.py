@@ -68,7 +68,7 @@ class Call:
         return bool(data) and all(map(_is_one_sample, data))
 
     def __str__(self) -> str:
-        given = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for _, t in self.tensors())
+        given = ", ".join(shape_and_dtype(tensor) for _, tensor in self.tensors())
         return (given or "no tensors") + (f"; not given to the model: {', '.join(self.left_out)}" if self.left_out else "")
 
 
@@ -252,6 +252,11 @@ def _is_mask(name: str, values: Tensor) -> bool:
     """Whether -inf stands in it where an attention is not to look: PyTorch's convention, all else being 0 mostly."""
     finite = torch.isfinite(values)
     return bool((finite | (values == -torch.inf)).all()) and ("mask" in name or not values[finite].any())
+
+
+def shape_and_dtype(tensor: Tensor) -> str:
+    """``"(4, 6) int64"``."""
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
 
 
 def _refuse_non_finite(call: Call) -> None:

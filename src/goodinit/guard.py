@@ -1,7 +1,7 @@
 """Leaves no trace: what a forward pass changes in a model, and around it, is put back.
 
-Put back always: train and eval flags, buffers, gradients, backend switches, and the random number generators (but for
-the draws of the orthonormal matrices). Put back on failure: the weights too.
+Put back always: train and eval flags, requires_grad, buffers, gradients, backend switches, and the random number generators
+(but for the draws of the orthonormal matrices). Put back on failure: the weights too.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ class Randomness:
             raise OptionError(
                 f"generator must be a torch.Generator: generator=torch.Generator().manual_seed(0); got {generator!r}"
             )
+        # What is drawn from torch's own by name would be taken back at the end, and so be the same in the next call.
         ours = torch.default_generator, *torch.cuda.default_generators
-        self._given = None if any(generator is each for each in ours) else generator  # which end as they were
+        self._given = None if any(generator is each for each in ours) else generator
         self._own = torch.Generator()
         self._noise: dict[torch.device, int] = {}
         self._seeds: Seeds | None = None

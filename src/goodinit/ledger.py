@@ -54,7 +54,7 @@ class _Entry:
     status: str
     outcome: Outcome
     later_uses: list[Tensor] = field(default_factory=list)
-    silent: int = 0
+    zero_uses: int = 0
     """How many uses before the one that scaled it had an output of zeros."""
 
     def tensors(self) -> list[Tensor]:
@@ -90,10 +90,10 @@ class Ledger:
         if entry.status == "scaled":
             entry.status = "shared"
 
-    def use_first_heard(self, weight: Weight, outcome: Outcome) -> None:
+    def scale_late(self, weight: Weight, outcome: Outcome) -> None:
         """A later use, at which a weight is scaled whose output was zero up to then."""
         entry = self._entries[weight.key]
-        entry.silent, entry.later_uses = 1 + len(entry.later_uses), []
+        entry.zero_uses, entry.later_uses = 1 + len(entry.later_uses), []
         entry.status, entry.outcome = "shared", outcome
 
     def targets(self) -> dict[Key, float]:
@@ -194,7 +194,7 @@ def _record(entry: _Entry, values: list[float]) -> Record:
             note = "; ".join(filter(None, (f"{dead:.0f} constant channels not scaled" if dead and scaled else "", note)))
         after = entry.target if scaled else before
         status = status if scaled else "bias-dominated" if alive else "no-signal"
-    uses = (*[0.0] * entry.silent, after, *later)
+    uses = (*[0.0] * entry.zero_uses, after, *later)
     return Record(entry.weight.name, entry.operator, shape, status, entry.target, before, after, factor, uses, note=note)
 
 

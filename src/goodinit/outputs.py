@@ -41,6 +41,10 @@ class Statistic(NamedTuple):
             return self.var.sqrt()
         return (self.var + 2 * self.cov_sum / self.n + self.var_bias).clamp_min(0).sqrt()
 
+    def is_zero(self) -> bool:
+        """Whether z is zero everywhere; waits for the device."""
+        return bool((self.m2 == 0) & (self.mean == 0))
+
 
 def statistic(part: Part) -> Statistic:
     """Of one output; with n = 0 and zeros for the output of an expert that no token reached."""

@@ -19,9 +19,9 @@ from goodinit.centring import Rule, Rules, Shift
 from goodinit.errors import DataError, ModelError, NonFiniteError, RankError, annotate
 from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
-from goodinit.interception.intercept import module_operations, noting
+from goodinit.interception.intercept import module_operations, noted_sources
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
-from goodinit.interception.weights import Key, Weight, storage_of, versions_kept
+from goodinit.interception.weights import Key, Weight, is_zero, storage_of, versions_kept
 from goodinit.ledger import Ledger, Outcome
 from goodinit.options import Options, PreInit
 from goodinit.orthonormal import Method
@@ -91,7 +91,7 @@ class Scaling:
         """Biases that are zero now."""
         self._biases = Covered()
         """Of all operators up to now."""
-        self._silent: dict[Key, tuple[Weight, Statistic]] = {}
+        self._zero_so_far: dict[Key, tuple[Weight, Statistic]] = {}
         """Weights whose outputs may have been zero up to now, and the first of these."""
         self._prints_wanted = prints
         self._goals = goals
@@ -213,18 +213,16 @@ class Scaling:
     def _tied_to_bias(self, operation: Operation) -> str | None:
         """The status of a weight whose bias changes with it, being computed from the same parameters; None if it does not."""
         weight, bias = operation.weight, operation.bias_weight
-        drawing = self._options.pre_init is not None and self._goals is None
-        moved = weight.changed if drawing else weight.factors
-        memories = {root.memory[0] for root in moved}
-        if bias is None or not any(root.memory[0] in memories for root in bias.roots()):
+        if bias is None:
             return None
+        drawing = self._options.pre_init is not None and self._goals is None
         changed = Covered()
-        for root in moved:
+        for root in weight.changed if drawing else weight.factors:
             changed.add(root)
         if not any(root in changed for root in bias.roots()):
             return None
         zeros = {root.key for root in self._own(bias, weight)} if drawing else set()
-        return "unsupported" if _any(bias.without(zeros)) else None
+        return None if is_zero(bias.without(zeros)) else "unsupported"
 
     def _scale(self, kind: str, part: Part, found: Statistic, own: Tensor | None, rule: Rule | None = None) -> None:
         """Give an output its target std."""
@@ -239,35 +237,35 @@ class Scaling:
         outcome = replace(outcome, note=rule.note) if rule is not None and rule.note else outcome
         weight.scale_(factor)
         part.z.mul_(factor)
-        self._note_silence(weight, found)
+        self._note_zero(weight, found)
         self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
 
-    def _note_silence(self, weight: Weight, found: Statistic) -> None:
+    def _note_zero(self, weight: Weight, found: Statistic) -> None:
         """That the first output of a weight was zero, or may have been: of a GPU's nothing is asked for now."""
         later = self._ranks.size == 1 and self._goals is None and not self._prints_wanted
-        if later and self._rules.plain and weight.divisible and (found.m2.device.type != "cpu" or _is_zero(found)):
-            self._silent[weight.key] = weight, found
+        if later and self._rules.plain and weight.divisible and (found.m2.device.type != "cpu" or found.is_zero()):
+            self._zero_so_far[weight.key] = weight, found
 
     def _scale_late(self, part: Part, found: Statistic) -> bool:
         """Scale a weight whose output was zero at all uses before (a state that begins as zero), if it is not at this one."""
         weight = part.weight
-        if weight.key not in self._silent:
-            if self._silent:
+        if weight.key not in self._zero_so_far:
+            if self._zero_so_far:
                 used = Covered()
                 used.add(weight)
-                for key in [key for key, (other, _) in self._silent.items() if other in used]:
-                    del self._silent[key]  # what it has in common with this one was heard of
+                for key in [key for key, (other, _) in self._zero_so_far.items() if other in used]:
+                    del self._zero_so_far[key]  # what it has in common with this one is zero no more
             return False
-        if weight.is_read or weight in self._biases or not _is_zero(self._silent[weight.key][1]):
-            del self._silent[weight.key]
+        if weight.is_read or weight in self._biases or not self._zero_so_far[weight.key][1].is_zero():
+            del self._zero_so_far[weight.key]
             return False
-        if _is_zero(found):
+        if found.is_zero():
             return False
-        del self._silent[weight.key]
+        del self._zero_so_far[weight.key]
         factor, outcome = scaling_of(found, part, self._options.target(weight.name))
         weight.scale_(factor)
         part.z.mul_(factor)
-        self.ledger.use_first_heard(weight, _noted(outcome, weight))
+        self.ledger.scale_late(weight, _noted(outcome, weight))
         return True
 
     def adopt(self, content: Any, found: Statistic) -> None:
@@ -315,7 +313,7 @@ class Scaling:
             self._undo.remember(root.held)
             root.zero_(operation.zero_bias_)
             bias.refresh()
-            if bias.divisible or not _any(bias.tensor):
+            if bias.divisible or is_zero(bias.tensor):
                 self.zeroed.add(bias.key)
                 break
 
@@ -394,8 +392,8 @@ class Scaling:
     def progress(self) -> Progress:
         """What has been finished by now; waits for the device."""
         scaled = {**self._known.scaled, **self.ledger.scaled()}
-        for weight, found in self._silent.values():
-            if _is_zero(found):  # it may still be scaled
+        for weight, found in self._zero_so_far.values():
+            if found.is_zero():  # it may still be scaled
                 scaled.pop(str(weight.place), None)
         return Progress(self._randomness.followed, sorted(self._places_drawn), scaled)
 
@@ -406,7 +404,7 @@ class Scaling:
         for operation in self._idle:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
         touched |= {id(p) for module in model.modules() if id(module) in self.called for p in module.parameters()}
-        with noting(self.weights):  # what torch.nn.utils.parametrizations computes
+        with noted_sources(self.weights):  # what torch.nn.utils.parametrizations computes
             others = list(module_operations(model, self.weights))
         for operation in others:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
@@ -426,16 +424,6 @@ class Scaling:
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
             raise
-
-
-def _is_zero(found: Statistic) -> bool:
-    """Whether an output is zero everywhere; waits for the device."""
-    return bool((found.m2 == 0) & (found.mean == 0))
-
-
-def _any(tensor: Tensor) -> bool:
-    """Whether something in it is not zero."""
-    return bool(tensor.numel()) and bool(tensor.detach().abs().max() != 0)
 
 
 def _noted(outcome: Outcome, weight: Weight) -> Outcome:

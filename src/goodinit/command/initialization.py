@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from goodinit.options import Variance
 
 
-_DRAWN = frozenset({"scaled", "shared", "unused", "recurrent"})
-"""What becomes of a matrix that is drawn."""
+_KEPT = frozenset({"skipped", "frozen", "tied", "unsupported", "scale-invariant"})
+"""What becomes of a matrix that is not drawn."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
             generator=torch.Generator().manual_seed(setup.seed),
         )
         after = measure(model, inputs.batches[0]) if shown else None
-    if setup.weights is not None and pre_init is not None and all(record.status in _DRAWN for record in report):
+    if setup.weights is not None and pre_init is not None and not any(record.status in _KEPT for record in report):
         warnings.warn(
             f"all matrices of {str(setup.weights)!r} are drawn anew: --pre-init none keeps and scales them, --skip keeps some",
             GoodinitWarning,

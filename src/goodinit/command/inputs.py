@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from goodinit.batches import shape_and_dtype
 from goodinit.command.samples import ROWS, Samples, Wanted
 from goodinit.command.sources import read_samples
 from goodinit.errors import DataError, OptionError
@@ -105,7 +106,7 @@ def _arguments(samples: Samples, model: nn.Module) -> Mapping[str | int, str]:
 
 
 def _described(tensors: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(t.shape)} {_name(t.dtype)}" for name, t in tensors.items())
+    return ", ".join(f"{name} {shape_and_dtype(t)}" for name, t in tensors.items())
 
 
 def _name(dtype: torch.dtype) -> str:

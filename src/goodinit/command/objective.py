@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from goodinit.batches import shape_and_dtype
 from goodinit.command.models import find_object
 from goodinit.console import code_error
 from goodinit.errors import DataError, OptionError, did_you_mean
@@ -47,17 +48,12 @@ def objective(name: str, labels: Tensor | None) -> Objective:
             return function(output, _beside(labels, output)) if with_labels else function(output)
         except Exception as error:
             doing = f"the loss {name}"
-            if with_labels and isinstance(labels, Tensor):
-                doing += f", given scores {_shape(_tensor(output))} and labels {_shape(labels)}{_range(labels)},"
+            scores = _tensor(output)
+            if with_labels and isinstance(labels, Tensor) and isinstance(scores, Tensor):
+                doing += f", given scores {shape_and_dtype(scores)} and labels {shape_and_dtype(labels)}{_range(labels)},"
             raise code_error(doing, error) from error
 
     return loss
-
-
-def _shape(value: Any) -> str:
-    return (
-        f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}" if isinstance(value, Tensor) else type(value).__name__
-    )
 
 
 def _range(labels: Tensor) -> str:

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from goodinit.interception.weights import Fill, Key, Weight, Weights, storage_of, to_be_written
+from goodinit.interception.weights import Fill, Key, Weight, Weights, is_zero, storage_of, to_be_written
 from goodinit.interception.writes import written_by
 from goodinit.processes.turns import Position
 
@@ -37,29 +37,32 @@ class Node:
     kwargs: dict[str, Any]
     place: int | None
     """Index in the returned tuple; None if the call returned the tensor itself."""
-    _found: list[dict[Key, Weight]] = field(init=False, default_factory=list)
-    """The roots, once they have been asked for."""
-    _unknown: list[bool] = field(init=False, default_factory=list)
-    """Whether it cannot be computed again, likewise."""
 
     def roots(self) -> dict[Key, Weight]:
         """The parameters, or parts of them, that it is made from."""
-        for node in self._in_order(lambda node: not node._found):
-            roots: dict[Key, Weight] = {}
-            for leaf in node._leaves():
-                if isinstance(leaf, Node):
-                    roots |= leaf._found[0]
-                elif isinstance(leaf, Weight):
-                    roots[leaf.key] = leaf
-            node._found.append(roots)
-            before = [leaf for leaf in node._leaves() if isinstance(leaf, Node)]
-            node._unknown.append(node.function is _no_longer or any(leaf._unknown[0] for leaf in before))
-        return self._found[0]
+        return self._origin()[0]
 
     def is_unknown(self) -> bool:
         """Whether it cannot be computed again: something was written into the tensor through another one."""
-        self.roots()
-        return self._unknown[0]
+        return self._origin()[1]
+
+    def _origin(self) -> tuple[dict[Key, Weight], bool]:
+        for node in self._in_order(lambda node: "_own_origin" not in vars(node)):
+            _ = node._own_origin
+        return self._own_origin
+
+    @cached_property
+    def _own_origin(self) -> tuple[dict[Key, Weight], bool]:
+        """Roots, and whether it is unknown; from those before it, which have theirs: see `_in_order`."""
+        roots: dict[Key, Weight] = {}
+        unknown = self.function is _no_longer
+        for leaf in self._leaves():
+            if isinstance(leaf, Node):
+                roots |= leaf._own_origin[0]
+                unknown |= leaf._own_origin[1]
+            elif isinstance(leaf, Weight):
+                roots[leaf.key] = leaf
+        return roots, unknown
 
     def evaluate(self, change: Callable[[Weight], Tensor]) -> Tensor:
         """Compute it again, with ``change(weight)`` in place of every part of a parameter."""
@@ -140,9 +143,14 @@ class Computed(Weight):
         return *self._drawn, *(root for root in self.factors if root not in self._drawn)
 
     @property
+    def _free(self) -> list[Weight]:
+        """The roots that may be changed."""
+        return [root for root in self.sources if root.key not in self.kept and not self.node.is_unknown()]
+
+    @property
     def _drawn(self) -> tuple[Weight, ...]:
         """The root that looks like the weight itself, or else all that have as many axes, but for gains (``g[:, None] * v``)."""
-        free = [root for root in self.sources if root.key not in self.kept]
+        free = self._free
         alike = tuple(root for root in free if root.tensor.shape == self.tensor.shape)[:1]
         others = tuple(root for root in free if root.tensor.dim() == self.tensor.dim())
         return alike or tuple(root for root in others if not _is_gain(root)) or others
@@ -150,8 +158,7 @@ class Computed(Weight):
     @cached_property
     def factors(self) -> tuple[Weight, ...]:
         """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
-        free = [root for root in self.sources if root.key not in self.kept and not self.node.is_unknown()]
-        return next((roots for roots in _subsets(free) if self._times(roots, 2.0, equals=2.0)), ())
+        return next((roots for roots in _subsets(self._free) if self._times(roots, 2.0, equals=2.0)), ())
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -178,8 +185,7 @@ class Computed(Weight):
     @cached_property
     def _stand_ins(self) -> dict[Key, Tensor]:
         """For roots that are zero now, of which a factor would show nothing, but not when they have been drawn."""
-        zero = [root for root in self._drawn if root.tensor.numel() and not bool(root.tensor.detach().abs().max())]
-        return {root.key: torch.ones_like(root.tensor.detach()).cumsum(-1) for root in zero}
+        return {root.key: torch.ones_like(root.tensor.detach()).cumsum(-1) for root in self._drawn if is_zero(root.tensor)}
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply the roots that multiply it, and it."""

@@ -185,7 +185,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
 
 
-class noting(TorchFunctionMode):  # noqa: N801 - as `intercept`
+class noted_sources(TorchFunctionMode):  # noqa: N801 - as `intercept`
     """While active, what is computed from parameters alone is noted."""
 
     def __init__(self, weights: Sources) -> None:

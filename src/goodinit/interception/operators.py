@@ -58,7 +58,7 @@ def _convolution(function: Function, a: Arguments, weights: Sources) -> Operatio
     weight, bias = weights.find(a["weight"]), a.get("bias")
     if weight is None:
         return None
-    dims, computed = weight.tensor.dim(), weights.find(bias)
+    dims = weight.tensor.dim()
     if bias is not None:
         bias = bias.view(-1, *[1] * (dims - 2))
     transposed, groups = "transpose" in name_of(function), a.get("groups", 1)
@@ -69,7 +69,7 @@ def _convolution(function: Function, a: Arguments, weights: Sources) -> Operatio
         lambda: function(**{**a, "bias": None}),
         _shapes(a["input"]),
         bias=bias,
-        bias_weight=weights.find(bias) or computed,
+        bias_weight=weights.find(bias) or weights.find(a.get("bias")),  # a computed one is known by itself, not by a view
         channels=Channels(1 - dims, 1, groups) if transposed else Channels(1 - dims, 0),
     )
 

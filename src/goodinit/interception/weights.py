@@ -48,6 +48,11 @@ def versions_kept() -> Iterator[None]:
         _keeps_versions.reset(token)
 
 
+def is_zero(tensor: Tensor) -> bool:
+    """Whether there is nothing but zeros in it; waits for the device."""
+    return not tensor.numel() or bool(tensor.detach().abs().max() == 0)
+
+
 def to_be_written(tensor: Tensor) -> Tensor:
     """An alias of a weight for changing it in place."""
     return tensor.data if _keeps_versions.get() else tensor.detach()

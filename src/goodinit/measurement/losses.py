@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from goodinit.batches import Call
+from goodinit.batches import Call, shape_and_dtype
 from goodinit.errors import DataError, OptionError, annotate
 
 Loss = Callable[..., Tensor] | str | None
@@ -107,5 +107,5 @@ def _required(loss: Callable[..., Any]) -> int | None:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        return f"a tensor of shape {shape_and_dtype(value)}"
     return f"a {type(value).__name__}" if value is not None else "None"

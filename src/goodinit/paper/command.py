@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from goodinit.completion import one_of
 from goodinit.console import errors_shown
 from goodinit.errors import DataError, GoodinitError, OptionError, did_you_mean, require
+from goodinit.files import check_writable
 from goodinit.paper import catalogue
 
 if TYPE_CHECKING:
@@ -126,7 +127,6 @@ def report(
 ) -> None:
     """Write the page with our figures beside the published ones, from the rows alone."""
     with errors_shown():
-        from goodinit.files import check_writable  # noqa: PLC0415
         from goodinit.paper import experiment as experiments  # noqa: PLC0415 - other commands do not need it
         from goodinit.paper.page import HIDDEN, write_page  # noqa: PLC0415
         from goodinit.paper.results import Results  # noqa: PLC0415
