@@ -132,6 +132,13 @@ CASES = {
         lambda w: w[None],
     ),
     "addmm, alpha": (lambda x, w, b: b.addmm(x, w, alpha=3.0), normal(64, 5), normal(5, 7), normal(7), lambda w: w[None]),
+    "addmm, expanded bias": (
+        lambda x, w, b: torch.addmm(b.expand(64, -1), x, w),
+        normal(64, 5),
+        normal(5, 7),
+        normal(7),
+        lambda w: w[None],
+    ),
     "addmv": (lambda x, w, b: torch.addmv(b, w, x), normal(50), normal(40, 50), normal(40), lambda w: w[None]),
     "einsum": (lambda x, w: torch.einsum("bi,io->bo", x, w), normal(64, 5), normal(5, 7), None, lambda w: w[None]),
     "einsum, weight first": (
@@ -412,6 +419,27 @@ def test_weights_that_vmap_runs_over_are_left_as_they_are():
     (record,) = lsuv_(model, normal(64, 5))
     assert (record.name, record.status) == ("w", "unsupported")
     assert torch.equal(model.w, kept)
+
+
+def test_weights_that_meet_buffers_alone_have_a_line():
+    """A product of weights and buffers is the weight of another operator, or else nothing measures it."""
+
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.low, self.high, self.table = (nn.Parameter(normal(*shape)) for shape in ((5, 2), (2, 7), (3, 7)))
+            self.register_buffer("places", normal(64, 3))
+
+        def forward(self, x):
+            return x @ (self.low @ self.high) + self.places @ self.table
+
+    model = Positions()
+    kept = model.table.detach().clone()
+    x = normal(64, 5)
+    report = lsuv_(model, x)
+    assert [(r.name, r.status) for r in report] == [("high", "scaled"), ("table", "unsupported")]
+    assert torch.equal(model.table, kept)
+    assert (x @ (model.low @ model.high)).std(correction=0).item() == pytest.approx(1, abs=1e-4)
 
 
 def test_addmm_on_data_counts_only_its_own_part():

@@ -19,7 +19,7 @@ from goodinit.centring import Rule, Rules, Shift
 from goodinit.errors import DataError, ModelError, NonFiniteError, RankError, annotate
 from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
-from goodinit.interception.intercept import module_operations, noted_sources
+from goodinit.interception.intercept import module_operations, noted_sources, without_output
 from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
 from goodinit.interception.weights import Key, Weight, is_zero, storage_of, versions_kept
 from goodinit.ledger import Ledger, Outcome
@@ -408,6 +408,8 @@ class Scaling:
             others = list(module_operations(model, self.weights))
         for operation in others:
             self.prepare(operation, "unsupported" if id(operation.weight.held) in touched else "unused")
+        for kind, weight in self.weights.set_aside.values():  # of which the product met no data in any operator
+            self.prepare(without_output(kind, weight), "unsupported")
 
     @contextmanager
     def explained(self, call: Call) -> Iterator[None]:

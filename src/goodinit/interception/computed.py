@@ -259,6 +259,8 @@ class Sources(Weights):
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
         self._constants: dict[int, Tensor] = {}
         """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``."""
+        self.set_aside: dict[Key, tuple[str, Weight]] = {}
+        """Weights that operators multiplied by nothing but parameters and buffers; mostly the product meets data later."""
         super().__init__(model)
         self._buffers = {storage_of(b) for b in model.buffers()} - {0}
         self.keeps: Callable[[Weight], bool] = _is_frozen

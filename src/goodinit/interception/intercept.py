@@ -32,6 +32,7 @@ from goodinit.interception.operators import (
     unfollowed_factors,
 )
 from goodinit.interception.recurrent import RECURRENT, GatedWeight, gates_of_call, gates_of_module, without_dropout
+from goodinit.interception.weights import Weight
 from goodinit.interception.writes import written_by
 from goodinit.processes import sharded
 
@@ -140,8 +141,12 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         if func in OPERATORS and transforms.active():
             self._note_unsupported(func, args)
         else:
-            for weight in unfollowed_factors(func, args, kwargs, self.weights):
-                self._prepare(Operation(name_of(func), weight, Layout((), ()), _never), "unsupported")
+            factors, meets_data = unfollowed_factors(func, args, kwargs, self.weights)
+            for weight in factors:
+                if meets_data:
+                    self._prepare(without_output(name_of(func), weight), "unsupported")
+                else:
+                    self.weights.set_aside.setdefault(weight.key, (name_of(func), weight))
         watch = self._watch
         out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)
@@ -182,7 +187,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             if isinstance(operand, Tensor) and transforms.is_wrapped(operand):
                 weight = self.weights.find(transforms.unwrapped(operand))
                 if weight is not None:
-                    self._prepare(Operation(name_of(function), weight, Layout((), ()), _never), "unsupported")
+                    self._prepare(without_output(name_of(function), weight), "unsupported")
 
 
 class noted_sources(TorchFunctionMode):  # noqa: N801 - as `intercept`
@@ -264,6 +269,11 @@ _LAYERS = (
 def layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """torch's own modules that hold weights of linear operators, with their names."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, _LAYERS))
+
+
+def without_output(kind: str, weight: Weight) -> Operation:
+    """A use of a weight of which nothing is known but the operator."""
+    return Operation(kind, weight, Layout((), ()), _never)
 
 
 def module_operations(model: nn.Module, weights: Sources) -> Iterator[Operation]:

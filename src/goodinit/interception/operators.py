@@ -134,13 +134,20 @@ def _added_product(function: Function, a: Arguments, weights: Sources) -> Operat
     if operation is None:
         return None
     added = a["input"] if beta == 1 else beta * a["input"]
-    is_bias = a["input"].dim() < 2 or 1 in a["input"].shape[-2:]  # else it is a table
-    operation.bias_weight = weights.find(a["input"]) if is_bias else None
+    operation.bias_weight = weights.find(a["input"])
+    if operation.bias_weight is not None and _is_table(a["input"]):
+        operation.bias_weight = None
     if operation.bias_weight is not None:
         operation.bias = added
     elif beta != 0:
         operation.rest = added
     return operation
+
+
+def _is_table(added: Tensor) -> bool:
+    """Whether what is added to a product is no bias, as it is or expanded."""
+    sizes = [size if stride else 1 for size, stride in zip(added.shape, added.stride(), strict=True)]
+    return len(sizes) > 1 and 1 not in sizes[-2:]
 
 
 def _one_sided(kind: str, left: Tensor, right: Tensor, linear_part: Callable[[], Tensor], weights: Sources) -> Operation | None:
@@ -349,8 +356,10 @@ _UNFOLLOWED: dict[Function, int] = {
 }
 
 
-def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources) -> list[Weight]:
-    """The weights that a product has as factors, beside data, where it is none of those that `find_operation` knows."""
+def unfollowed_factors(
+    function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources
+) -> tuple[list[Weight], bool]:
+    """The weights that a product has as factors where it is none of those that `find_operation` knows; and whether of data."""
     if _is_einsum(function):
         operands, is_factor = _einsum_operands(*_equation_and_operands(args, kwargs))
     elif (known := OPERATORS.get(function)) is not None:
@@ -362,11 +371,10 @@ def unfollowed_factors(function: Function, args: Sequence[Any], kwargs: Mapping[
         operands = [x for x in args[_UNFOLLOWED[function] :] if isinstance(x, Tensor)]
         is_factor = [True] * len(operands)
     else:
-        return []
+        return [], False
     found = [weights.find(x) for x in operands]
-    if all(weight is not None or weights.constant(x) for x, weight in zip(operands, found, strict=True)):
-        return []  # of parameters alone: it will be met again where data is
-    return [weight for weight, counts in zip(found, is_factor, strict=True) if weight is not None and counts]
+    meets_data = any(weight is None and not weights.constant(x) for x, weight in zip(operands, found, strict=True))
+    return [weight for weight, counts in zip(found, is_factor, strict=True) if weight is not None and counts], meets_data
 
 
 def _einsum_operands(equation: object, operands: Sequence[Any]) -> tuple[list[Tensor], list[bool]]:
