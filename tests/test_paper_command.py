@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from goodinit.cli import app
 from goodinit.paper.catalogue import BUDGETS, names
 from goodinit.paper.experiment import experiments
+from goodinit.paper.order import Order
 
 
 def shown(*words, columns=80):
@@ -115,7 +116,17 @@ def test_options_may_come_before_the_experiment(tmp_path):
     assert "Usage: " in CliRunner().invoke(app, ["reproduce", "--help"]).output
 
 
-def test_which_of_all_experiments_cannot_be_meant(tmp_path):
-    done = CliRunner().invoke(app, ["reproduce", "all", "--precision", "bfloat16", "--results", str(tmp_path)])
-    assert done.exit_code == 2
-    assert "goodinit: walk: precision must be one of float32; got 'bfloat16'" in done.output
+def test_what_an_experiment_cannot_have_is_refused_of_it_alone(tmp_path):
+    for words, message in (
+        (["walk", "--precision", "bfloat16"], "goodinit: precision must be one of float32; got 'bfloat16'"),
+        (["timings", "--compile"], "goodinit: --compile is for trainings; nothing is trained in timings"),
+    ):
+        done = CliRunner().invoke(app, ["reproduce", *words, "--results", str(tmp_path)])
+        assert (done.exit_code, message in done.output) == (2, True), done.output
+    orders = [Order(each, "smoke", compiled=True, precision="bfloat16").with_what_applies() for each in experiments()]
+    of_kind = {order.experiment.kind: (order.compiled, {run.precision for _, run in order.runs()}) for order in orders}
+    assert of_kind == {
+        "training": (True, {"bfloat16"}),
+        "timing": (False, {"float32", "bfloat16"}),  # an initialization is never autocast
+        "walk": (False, {"float32"}),
+    }

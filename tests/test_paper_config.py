@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -58,6 +59,23 @@ def test_differences_are_named():
         ({"milestones": [5, 3]}, "here: milestones must not fall; got [5, 3]"),
         ({"mirror": 1}, "here: mirror must be bool; got 1"),
         ({"pad": -2}, "here: pad must be 0 or more; got -2"),
+        ({"milestones": [-5, 3]}, "here: milestones must be 0 or more; got [-5, 3]"),
+        ({"power": float("nan")}, "here: power must be 0 or more; got nan"),
+        ({"gate_bias": float("-inf")}, "here: gate_bias must be finite; got -inf"),
+        ({"network": "caffenet"}, "here: caffenet is published with activation='relu'; got 'maxout'"),
+        ({"init": "bvlc"}, "here: init='bvlc' is CaffeNet's or GoogLeNet's; got network='fitnet1'"),
+        (
+            {"network": "googlenet", "activation": "relu", "init": "gradinit"},
+            "here: init='gradinit' knows no auxiliary classifiers, which googlenet has",
+        ),
+        (
+            {"method": "hints", "teacher": "teacher-mnist", "hint_iterations": 9, "iterations": 8, "schedule": "poly"},
+            "here: the hints have the schedule of iterations=8, which for schedule='poly' ends there; got hint_iterations=9",
+        ),
+        (
+            {"method": "distillation", "teacher": "caffenet", "activation": "tanh"},
+            "here: caffenet is published with activation='relu'; got 'tanh'",
+        ),
         ({"stop": -1}, "here: stop must be 0 or more; got -1"),
         ({"stop": 10, "iterations": 5}, "here: stop=10 is behind the end of the schedule, iterations=5"),
         ({"temperature": 0}, "here: temperature must be positive; got 0"),
@@ -126,6 +144,7 @@ def test_the_teacher_s_run():
     assert run.teacher_run == Training(**{**BASE, "network": "teacher-mnist"}, iterations=9, init="glorot")
     other = Training(**BASE, method="distillation", teacher="teacher-mnist", iterations=9, seed=1, distill_from=2.0, init="lsuv")
     assert other.teacher_run == run.teacher_run  # one teacher for all
+    assert replace(run, init_gain=2.0).teacher_run == run.teacher_run
 
 
 def test_walks_need_some_layers():
@@ -133,5 +152,12 @@ def test_walks_need_some_layers():
         Walk(data="mnist", depth=2)
 
 
+def test_walks_are_of_layers():
+    with pytest.raises(OptionError, match="activation must be one of relu, vlrelu, tanh, sigmoid; got 'maxout'"):
+        Walk(data="mnist", activation="maxout")
+
+
 def test_whole_numbers_are_fractions_too():
-    assert run_of("training", {**BASE, "lr": 1}, "here") == Training(**BASE, lr=1.0)
+    whole = run_of("training", {**BASE, "lr": 1}, "here")
+    assert whole == Training(**BASE, lr=1.0)
+    assert whole.key == Training(**BASE, lr=1.0).key  # one checkpoint, one lock

@@ -17,7 +17,6 @@ pytest.importorskip("datasets")
 
 from goodinit import DataError, OptionError
 from goodinit.hub import files_of, reading
-from goodinit.paper import data
 from goodinit.paper.data import load
 from image_sets import write_set
 
@@ -125,7 +124,7 @@ def test_sets_of_another_form(tmp_path, options, message):
     write_set(tmp_path / "cifar10", **options)
     with pytest.raises(DataError, match=message):
         load("cifar10", tmp_path)
-    assert not list((tmp_path / "cache").glob("*"))
+    assert not decoded(tmp_path)
 
 
 def test_images_that_cannot_be_decoded(tmp_path, monkeypatch):
@@ -180,7 +179,7 @@ def test_train_and_test_images_of_two_shapes(tmp_path):
 def test_a_broken_cache_is_named(tmp_path):
     write_set(tmp_path / "cifar10")
     load("cifar10", tmp_path)
-    (folder,) = (tmp_path / "cache").glob("*train*")
+    (folder,) = (path for path in decoded(tmp_path) if "train" in path.name)
     stored = folder / "pixels.npy"
     stored.write_bytes(stored.read_bytes()[:1000])
     with pytest.raises(DataError, match=rf"the decoded images in '.*{folder.name}' cannot be read \(.*\); delete this folder"):
@@ -205,20 +204,36 @@ def test_a_full_disk_leaves_no_half_of_a_set(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "goodinit.errors.DataError: cannot save the decoded images in '" in done.stderr
     assert "(File too large); GOODINIT_CACHE names another folder" in done.stderr
-    assert not list((tmp_path / "cache").iterdir())
+    assert not decoded(tmp_path)
 
 
-def test_a_set_that_another_process_decoded_meanwhile(tmp_path, monkeypatch):
+def decoded(folder):
+    """What is in the cache, but for locks."""
+    return [path for path in (folder / "cache").iterdir() if path.suffix != ".lock"]
+
+
+def test_processes_decode_a_set_once_and_clear_up_after_those_that_were_killed(tmp_path):
     write_set(tmp_path / "cifar10", change=pixels)
-    once = data.decode
-
-    def late(*args):
-        once(*args)  # the other process
-        once(*args)
-
-    monkeypatch.setattr(data, "decode", late)
-    assert load("cifar10", tmp_path).train.pixels[7, 0, 5, 5] == 7
-    assert sorted(p.name[:22] for p in (tmp_path / "cache").iterdir()) == ["uoft-cs--cifar10-test-", "uoft-cs--cifar10-train"]
+    load("cifar10", tmp_path)
+    for path in decoded(tmp_path):
+        left = path.with_name(f".{path.name}-abcd")  # by a process that was killed
+        path.rename(left)
+    caches = {"GOODINIT_CACHE": str(tmp_path / "cache"), "HF_DATASETS_CACHE": str(tmp_path / "arrow")}
+    code = (
+        "from pathlib import Path\n"
+        "from goodinit.paper.data import load\n"
+        "told = []\n"
+        f"images = load('cifar10', Path({str(tmp_path)!r}), progress=lambda *at: told.append(at))\n"
+        "print(int(images.train.pixels[7, 0, 5, 5]), sum(done == total for _, done, total in told))\n"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, **caches})
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120)[0].split() for process in started]
+    assert [pixel for pixel, _ in told] == ["7", "7"]
+    assert sum(int(count) for _, count in told) == 2  # the training images and the test images
+    assert sorted(p.name[:22] for p in decoded(tmp_path)) == ["uoft-cs--cifar10-test-", "uoft-cs--cifar10-train"]
 
 
 def test_the_hub_is_asked_by_name(monkeypatch, tmp_path):

@@ -215,6 +215,12 @@ def test_unknown_experiments(tmp_path):
         read(tmp_path / "none.toml")
 
 
+def test_names_of_goodinit_s_are_taken(tmp_path):
+    (tmp_path / "table3.toml").write_text(SMALL)
+    with pytest.raises(OptionError, match=r"table3.toml: an experiment of that name comes with goodinit; give the file another"):
+        read(tmp_path / "table3.toml")
+
+
 def test_one_figure_may_be_published_for_a_row_without_columns(tmp_path):
     text = 'title = "t"\nrecipe = "mnist"\n[[rows]]\nname = "a"\npublished = 0.5\n'
     (cell,) = read(written(tmp_path, text)).selected("full")

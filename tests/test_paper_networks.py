@@ -98,6 +98,11 @@ def test_maxout_is_the_maximum_over_pieces(pieces):
     assert torch.allclose(ours, theirs, rtol=1e-12)
 
 
+def test_maxout_of_narrow_numbers_is_exact():
+    x = torch.randn(2, 1000).bfloat16()
+    assert torch.equal(largest(x), x.amax(0))
+
+
 def test_maxout_passes_nan_on():
     assert largest([torch.tensor([1.0]), torch.tensor([float("nan")])]).isnan().all()
 

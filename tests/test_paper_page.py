@@ -13,12 +13,12 @@ from goodinit.cli import app
 from goodinit.errors import GoodinitError
 from goodinit.files import SaveError
 from goodinit.paper.catalogue import BUDGETS
-from goodinit.paper.experiment import experiments, named
+from goodinit.paper.experiment import experiments, named, read
 from goodinit.paper.figures import draw
 from goodinit.paper.files import append_line
 from goodinit.paper.page import write_page
 from goodinit.paper.results import Result, Results
-from goodinit.paper.tables import fillings, median_update, times
+from goodinit.paper.tables import drift, fillings, median_update, times
 
 ROOT = Path(__file__).parent.parent
 COMMON = {
@@ -35,7 +35,7 @@ def cell_of(experiment, cell, budget="short"):
 def row(run, accuracy, **more):
     """A row as a training leaves it."""
     measured = {
-        "status": "done" if accuracy is not None else "n/c", "final_accuracy": accuracy,
+        "guessing": 0.11, "status": "done" if accuracy is not None else "n/c", "final_accuracy": accuracy,
         "evaluations": [[1, 0.1, 2.3], [2, accuracy or 0.1, 1.0]],
     }  # fmt: skip
     return {**COMMON, "seed": run.seed, **measured, "run": run.plain(), **more}
@@ -212,7 +212,7 @@ def test_teachers_are_shown(tmp_path):
 
 def test_where_the_figures_come_from(tmp_path):
     run = cell_of("table3", "lsuv/relu").run
-    lossy = {"train": {"images": 100, "encodings": {"JPEG": 7, "PNG": 93}}}
+    lossy = {part: {"images": n, "encodings": {"JPEG": 7, "PNG": n - 7}} for part, n in (("train", 100), ("test", 50))}
     results = [
         result(run, 0.5),
         result(
@@ -223,8 +223,8 @@ def test_where_the_figures_come_from(tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert (
         "2 runs; seeds 0, 1; cpu: a CPU, 2 threads; torch 9.9; commit 0123456789 and fedcba9876 with changes; 1 of them broken "
-        "off and taken up again; cifar10 from 7 lossy JPEG files among 100 training images. Made by `goodinit reproduce x`; "
-        "`goodinit y`."
+        "off and taken up again; cifar10 from 7 lossy JPEG files among 100 training images and 7 lossy JPEG files "
+        "among 50 test images. Made by `goodinit reproduce x`; `goodinit y`."
     ) in text
     assert "No run yet: `goodinit reproduce table4 --budget full`." in text
 
@@ -249,9 +249,12 @@ def test_timings(tmp_path):
     ]
     (table,) = fillings(named("timings"), results, ())
     assert times(table.cells[2]) == {"orthonormal": 2.0, "lsuv": 5.0}
+    more = {**results[0].row, "seconds": {"orthonormal": [8.0, 9.0], "lsuv": [9.0, 9.0]}}
+    (table,) = fillings(named("timings"), [*results, Result(replace(init, seed=1), {**more, "seed": 1})], ())
+    assert times(table.cells[2]) == {"orthonormal": 3.0, "lsuv": 9.0}  # over the rounds of both seeds
 
 
-def test_walks(tmp_path):
+def test_walks(monkeypatch, tmp_path):
     run = cell_of("walk", "relu-he", "full").run
     walked = {"step_mean": [0.01, 0.03, 0.02], "step_std": [0.2, 0.4, 0.6], "paths": [[0.0, 1.0, 2.0]] * 3}
     vanished = cell_of("walk", "relu-lsuv", "full").run
@@ -263,22 +266,67 @@ def test_walks(tmp_path):
     assert found[2] == ["ReLU, He", "+0.0200 ± 0.0058", "0.400", "52.5"]
     assert found[4][1:] == ["0 or infinite"] * 3
     assert found[1][1:] == ["·"] * 3
+    second = {**results[0].row, "seed": 1, "step_mean": [0.04], "paths": [[0.0, 9.0, 9.0]]}
+    (table, *_) = fillings(named("walk"), [results[0], Result(replace(run, seed=1), second)], ())
+    assert drift(table.cells[1]).mean == pytest.approx(0.025)  # of the draws of both seeds
+    drawn = picture_of(table, monkeypatch, tmp_path)
+    mean = drawn.axes[0].get_lines()[-1]
+    assert mean.get_xdata().tolist() == [0, 10, 20]  # of every tenth layer the path is kept
+    assert mean.get_ydata().tolist() == [0, 3, 3.75]
+
+
+def picture_of(table, monkeypatch, tmp_path):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    assert draw(table, tmp_path / "pictures" / "a.png") is True
+    return drawn[0]
+
+
+def test_columns_of_timings_and_walks_are_told_apart(tmp_path):
+    head = 'title = "t"\nkind = "{}"\ncolumns = {{ depth = [4, 5] }}\n'
+    timing = 'set = { measure = "init", network = "mlp" }\n[[rows]]\nname = "a"\n'
+    walk = 'figure = "walks"\nset = { data = "mnist" }\n[[rows]]\nname = "a"\n'
+    for kind, text in (("timing", timing), ("walk", walk)):
+        path = tmp_path / f"my-{kind}.toml"
+        path.write_text(head.format(kind) + text)
+        write_page([], tmp_path / "page.md", [read(path)])
+        assert [line[0] for line in cells((tmp_path / "page.md").read_text())[f"my-{kind}, short"][1:3]] == ["a, 4", "a, 5"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"machine": {}}, "line 1 of .* lacks machine.cpu, machine.threads"),
+        ({"versions": 5}, "line 1 of .* lacks versions.torch"),
+    ],
+)
+def test_rows_that_lack_a_part_of_something(tmp_path, change, message):
+    append_line(tmp_path / "runs.jsonl", {**row(cell_of("table3", "lsuv/relu").run, 0.75), **change})
+    with pytest.raises(GoodinitError, match=message):
+        Results(tmp_path).read()
+
+
+def test_times_are_those_of_a_device_and_of_a_number_of_threads(monkeypatch):
+    run, training = cell_of("timings", "googlenet", "full").run, cell_of("table3", "lsuv/relu").run
+    timed = Result(run, {**COMMON, "seed": 0, "seconds": {}, "run": run.plain()})
+    monkeypatch.setattr("goodinit.paper.results.get_num_threads", lambda: 2)
+    assert (timed.is_of(run, "cpu"), timed.is_of(run, "cuda")) == (True, False)
+    monkeypatch.setattr("goodinit.paper.results.get_num_threads", lambda: 1)
+    assert not timed.is_of(run, "cpu")
+    assert result(training, 0.5).is_of(training, "cuda")  # its accuracy is the same wherever it is trained
 
 
 def test_pictures_show_means(monkeypatch, tmp_path):
     """Of the seeds, in their panels."""
-    from matplotlib.figure import Figure
-
     table = named("depth")
     runs = [table.selected("full", ["relu-he/10"])[0].run, table.selected("full", ["relu-he/20"])[0].run]
     results = [result(replace(run, seed=seed), accuracy) for run in runs for seed, accuracy in enumerate((0.2, 0.3, 0.7))]
     lost = table.selected("full", ["tanh-he/10"])[0].run
     results.append(result(lost, None, guessing=0.109))
     (filling,) = fillings(table, results, ())
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
-    assert draw(filling, tmp_path / "pictures" / "a.png") is True
-    panels = {ax.get_title(): ax for ax in drawn[0].axes}
+    panels = {ax.get_title(): ax for ax in picture_of(filling, monkeypatch, tmp_path).axes}
     assert list(panels) == ["ReLU", "tanh"]
     (line,) = panels["ReLU"].get_lines()
     assert line.get_label() == "He"

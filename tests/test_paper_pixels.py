@@ -170,6 +170,17 @@ def test_crops_smaller_than_the_image(train):
     assert torch.equal(tested, plain[:, :, 1:6, 0:5])  # the middle
 
 
+def test_crops_larger_than_the_image(train):
+    """Of the padded image in training; in tests the image is in the middle of zeros."""
+    preprocessing = Preprocessing.fitted("scaled", train, CPU)
+    (x, _), *_ = in_order(train, preprocessing, size=len(train), device=CPU, crop=10)
+    height, width = train.pixels.shape[2:]
+    top, left = (1 + 10 - height) // 2, (1 + 10 - width) // 2
+    assert x.shape[2:] == (10, 10)
+    assert torch.equal(x[:, :, top : top + height, left : left + width], preprocessing(train.pixels))
+    assert x.count_nonzero() == preprocessing(train.pixels).count_nonzero()
+
+
 def test_processes_share_every_batch(train):
     preprocessing = Preprocessing.fitted("gcn", train, CPU)
     whole = Batches(train, preprocessing, Augmentation(2, True), 20, seed=0)

@@ -49,7 +49,8 @@ def place(tmp_path_factory):
 def arguments(place, iterations, results, *more):
     path = place / f"own-{iterations}.toml"
     path.write_text(EXPERIMENT.replace("ITERATIONS", str(iterations)))
-    words = ["reproduce", path, "--data-dir", place / "data", "--results", results, "--threads", "1", "--save-every", "0", *more]
+    threads = [] if "ray" in more else ["--threads", "1"]
+    words = ["reproduce", path, "--data-dir", place / "data", "--results", results, *threads, "--save-every", "0", *more]
     return list(map(str, words))
 
 
@@ -59,7 +60,8 @@ def own_caches(place):
 
 def start(place, iterations, results, *more):
     command = [sys.executable, "-m", "goodinit", *arguments(place, iterations, results, *more)]
-    own = {**os.environ, **own_caches(place), "RAY_worker_niceness": "0"}
+    # A cluster of this machine is made for the purpose, whatever others there may be.
+    own = {**os.environ, **own_caches(place), "RAY_worker_niceness": "0", "RAY_ADDRESS": "127.0.0.1:1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own, cwd=place)
 
 
@@ -204,6 +206,8 @@ def test_processes_that_train_together(place, tmp_path, monkeypatch):
         ),
         (["--cpus", "2"], "goodinit: --ray-address, --cpus and --gpus are for --launcher ray"),
         (["--launcher", "ray", "--tensorboard", "tb"], "goodinit: --tensorboard is for the launcher local"),
+        (["--launcher", "ray", "--threads", "2"], "goodinit: --threads is for the launcher local; on Ray --cpus says how many"),
+        (["--launcher", "ray", "--device", "cuda", "--gpus", "0"], "goodinit: --device cuda needs --gpus, of which 0 were"),
         (["--launcher", "ray", "--cpus", "0"], "goodinit: a run needs 1 CPU or more and 0 GPUs or more; got 0 and 0"),
     ],
 )

@@ -159,6 +159,11 @@ def test_finished_runs_are_not_done_again(place, monkeypatch, tmp_path):
         ("hinge", "he"),
     ]
     assert (tmp_path / "r" / "runs.jsonl").read_text().startswith(before)
+    left = tmp_path / "r" / ".checkpoints" / f"{read(Path(what)).selected('short')[0].run}"
+    left = Path(f"{left}-{read(Path(what)).selected('short')[0].run.key}.pt")
+    left.write_text("of a process that was killed between the row and this")
+    assert "4 runs" in call(place, monkeypatch, what, tmp_path / "r").output
+    assert not left.exists()
     again = call(place, monkeypatch, what, tmp_path / "r", "--only", "softmax/he,hinge/he")
     assert "2 finished before; rows in" in again.output
 

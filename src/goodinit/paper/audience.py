@@ -29,7 +29,7 @@ class Audience:
         """Another process is at work on this one."""
 
     def finishes(self, cell: Cell, run: Run, status: str) -> None:
-        """A run is over, and its row written."""
+        """A run is over, its row written, or nothing more to be done for it; says how it ended."""
 
     def measures(self, contender: str, seconds: float) -> None:
         """A measurement of times."""

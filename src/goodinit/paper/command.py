@@ -234,11 +234,13 @@ def run(
             raise OptionError("--only names rows, or row/column; got nothing. Leave it out for all of them")
         if not 0 <= save_every < float("inf"):
             raise OptionError(f"--save-every must be a number of seconds, 0 or more; got {save_every}")
-        device = device_named(device)
+        device = device_named(device, elsewhere=launcher == "ray")
         orders = [
             Order(each, budget, seeds, patterns, data_dir, device, compiled, precision or None, save_every)
             for each in _experiments(what, patterns)
         ]
+        if what == ALL:  # each as far as it goes
+            orders = [order.with_what_applies() for order in orders]
         for order in orders:  # what cannot be meant is refused before anything is done
             with _named(order, alone=len(orders) == 1):
                 order.runs()
@@ -249,20 +251,13 @@ def run(
         keep_freed_memory()
         if launcher == "local" and (ray_address is not None or cpus is not None or gpus is not None):
             raise OptionError("--ray-address, --cpus and --gpus are for --launcher ray; this process has --threads and --device")
-        if launcher == "ray" and tensorboard is not None:
-            raise OptionError(
-                "--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not"
-            )
-        if launcher == "ray" and started_together():
-            raise OptionError(
-                "--launcher ray is for one process, whose workers do the runs; these were started by torchrun, which --launcher "
-                "local is for"
-            )
+        if launcher == "ray":
+            _check_for_ray(threads=threads, hides_gpus=device == "cuda" and gpus == 0, tensorboard=tensorboard is not None)
         gpus = float(device == "cuda") if gpus is None else gpus
         launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)
         finished, count = Results(results), Counter[str]()
         # Made before the first run: the sources may change while it goes on.
-        origins = [Provenance.gathered(_command(order), device, compiled=compiled) for order in orders]
+        origins = [Provenance.gathered(_command(order), device, compiled=order.compiled) for order in orders]
         with processes(device) as world, audience(world.first, tensorboard) as shown, _taken_up_again():
             for order, origin in zip(orders, origins, strict=True):
                 try:
@@ -276,6 +271,27 @@ def run(
             typer.echo(f"{', '.join(f'{n} {status}' for status, n in count.items() if n)}; rows in {finished.file}")
         if count[NO_TEACHER] or count[WITHOUT_DATA]:
             raise typer.Exit(1)
+
+
+def _check_for_ray(*, threads: int, hides_gpus: bool, tensorboard: bool) -> None:
+    """Refuse what the launcher ray cannot have.
+
+    Raises:
+        OptionError: there is such.
+    """
+    from goodinit.paper.world import started_together  # noqa: PLC0415 - loads torch
+
+    if threads:
+        raise OptionError("--threads is for the launcher local; on Ray --cpus says how many processors and threads a run has")
+    if hides_gpus:
+        raise OptionError("--device cuda needs --gpus, of which 0 were asked for; 1 is the default, a fraction shares one")
+    if tensorboard:
+        raise OptionError("--tensorboard is for the launcher local; on Ray the rows are written, and TensorBoard's files are not")
+    if started_together():
+        raise OptionError(
+            "--launcher ray is for one process, whose workers do the runs; these were started by torchrun, which --launcher "
+            "local is for"
+        )
 
 
 def _experiments(what: str, patterns: tuple[str, ...]) -> list[Experiment]:

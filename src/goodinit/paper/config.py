@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from goodinit.errors import OptionError, did_you_mean
@@ -31,6 +32,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         _check_types(self)
+        for name, allowed in _allowed(type(self)).items():  # type: ignore[arg-type]  # a class is hashable
+            if float in allowed and isinstance(value := getattr(self, name), int):  # 1 and 1.0 are one run
+                object.__setattr__(self, name, float(value))
         for key, names in self.choices.items():
             asked = getattr(self, key)
             if asked not in names:
@@ -182,18 +186,38 @@ class Training(Settings):
         for key, least in {"pad": 0, "stop": 0, "hint_iterations": 0, "image_size": 0, "crop": 0, "depth": 0, "seed": 0}.items():
             if getattr(self, key) < least:
                 raise OptionError(f"{key} must be {least} or more; got {getattr(self, key)}")
+        if self.milestones and self.milestones[0] < 0:
+            raise OptionError(f"milestones must be 0 or more; got {list(self.milestones)}")
+        if not isfinite(self.gate_bias):
+            raise OptionError(f"gate_bias must be finite; got {self.gate_bias}")
+        for key in ("power", "auxiliary", "distill_from", "distill_to", "weight_decay"):
+            if not 0 <= getattr(self, key) < float("inf"):
+                raise OptionError(f"{key} must be 0 or more; got {getattr(self, key)}")
         for key in ("momentum", "rms_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise OptionError(f"{key} must be 0 or more and less than 1; got {getattr(self, key)}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise OptionError(f"weight_decay must be 0 or more; got {self.weight_decay}")
         if self.stop > self.iterations:
             raise OptionError(f"stop={self.stop} is behind the end of the schedule, iterations={self.iterations}")
         if self.init_gain != 1 and self.init in ("default", *LSUV, *NEWER):
             raise OptionError(f"init={self.init!r} knows no gain; got init_gain={self.init_gain}")
         if self.method != "plain" and self.loss != "softmax":
             raise OptionError(f"distillation is by softmax; got loss={self.loss!r}")
+        if self.schedule == "poly" and self.hint_iterations > self.iterations:
+            raise OptionError(
+                f"the hints have the schedule of iterations={self.iterations}, which for schedule='poly' ends there; got "
+                f"hint_iterations={self.hint_iterations}"
+            )
+        self._check_network()
         self._check_teacher()
+
+    def _check_network(self) -> None:
+        is_large = isinstance(NETWORKS[self.network], ImageNet)
+        if is_large and self.activation != "relu":
+            raise OptionError(f"{self.network} is published with activation='relu'; got {self.activation!r}")
+        if self.init == "bvlc" and not is_large:
+            raise OptionError(f"init='bvlc' is CaffeNet's or GoogLeNet's; got network={self.network!r}")
+        if self.init == "gradinit" and self.network == "googlenet":
+            raise OptionError("init='gradinit' knows no auxiliary classifiers, which googlenet has")
 
     def _check_teacher(self) -> None:
         if (self.method == "plain") != (self.teacher == ""):
@@ -206,6 +230,8 @@ class Training(Settings):
             network = NETWORKS.get(name)
             if self.method == "hints" and not (isinstance(network, Shape) and network.body.count("pool") > 0):
                 raise OptionError(f"hints need stages of convolutions; the {role} {name!r} has none")
+        if self.teacher:
+            _ = self.teacher_run  # is refused now, not when its turn comes
 
     @property
     def total(self) -> int:
@@ -217,7 +243,10 @@ class Training(Settings):
         """The training of the teacher: one for all seeds."""
         changed: dict[str, Any] = {"network": self.teacher, "init": self.teacher_init, "teacher": "", "seed": 0}
         # What makes no difference to the teacher is as it is by default, so that students that differ in it share one.
-        by_default = ("method", "hint_iterations", "updates", "temperature", "distill_from", "distill_to", "teacher_init", "stop")
+        by_default = (
+            *("method", "hint_iterations", "updates", "temperature", "distill_from", "distill_to", "teacher_init", "stop"),
+            "init_gain",
+        )
         defaults: dict[str, Any] = {f.name: f.default for f in fields(self) if f.name in by_default}
         return replace(self, **changed, **defaults)
 
@@ -262,6 +291,8 @@ class Timing(Settings):
         super().__post_init__()
         if isinstance(NETWORKS[self.network], ImageNet) and self.activation != "relu":
             raise OptionError(f"{self.network} is published with activation='relu'; got {self.activation!r}")
+        if self.measure == "init":  # is never autocast
+            object.__setattr__(self, "precision", Timing.precision)
 
     def __str__(self) -> str:
         return f"{self.measure}-{self.network}-{self.activation}-seed{self.seed}"
@@ -286,7 +317,7 @@ class Walk(Settings):
 
     choices = {  # noqa: RUF012 - declared in Settings
         "network": ("mlp", "highway-mlp"),
-        "activation": ACTIVATIONS,
+        "activation": tuple(name for name in ACTIVATIONS if name != "maxout"),  # whose layers are several
         "init": SCHEMES,
         "pixels": ("gcn", "scaled", "standardized", "centred"),
         "precision": ("float32",),

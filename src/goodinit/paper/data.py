@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from goodinit.errors import DataError, require
+from goodinit.files import SaveError
 from goodinit.hub import Split, read_split, reading, title_of
 from goodinit.paper.decode import FACTS, Facts, Progress, Wish, decode
+from goodinit.paper.files import locked
 
 # Short names of sets -> their names on the hub; any other name is one on the hub itself.
 REPOSITORIES = {
@@ -130,8 +132,12 @@ def _part(name: str, split: Split, data_dir: Path | None, cache: Path, wish: Wis
     scaled = f"-{wish.size}" if wish.size else ""
     folder = cache / f"{repository.replace('/', '--')}-{split}{scaled}-{_fingerprint(rows)}"
     if not (folder / FACTS).exists():
-        with reading(f"the {split} images of {repository}", fetched=data_dir is None):
-            decode(rows, f"{split} images of {title_of(name)}", wish, folder)
+        try:
+            with locked(folder, wait=True), reading(f"the {split} images of {repository}", fetched=data_dir is None):
+                if not (folder / FACTS).exists():  # another process may have been at it
+                    decode(rows, f"{split} images of {title_of(name)}", wish, folder)
+        except SaveError as error:
+            raise DataError(f"{error}; GOODINIT_CACHE names another folder") from error
     return _opened(folder)
 
 

@@ -54,7 +54,7 @@ def decode(rows: Any, what: str, wish: Wish, folder: Path) -> None:
         rows: a ``datasets.Dataset`` with a column of images and one of labels.
         what: what messages call them.
         wish: how.
-        folder: does not exist yet.
+        folder: does not exist yet; no other process writes it.
 
     Raises:
         DataError: no such columns, images of different sizes, broken ones, labels that are none, a full disk.
@@ -166,15 +166,16 @@ def _write_channels(path: Path, source: _Source, *, channels: int) -> tuple[Any,
 def _whole(folder: Path) -> Iterator[Path]:
     """A folder to write into, which gets its name at the end; if anything fails there is none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed: there is one at a time
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield unfinished
         unfinished.rename(folder)
     except OSError as error:
-        if not (folder / FACTS).exists():  # else another process was faster
-            place = str(folder.parent)
-            raise DataError(
-                f"cannot save the decoded images in {place!r} ({error.strerror}); GOODINIT_CACHE names another folder"
-            ) from error
+        place = str(folder.parent)
+        raise DataError(
+            f"cannot save the decoded images in {place!r} ({error.strerror}); GOODINIT_CACHE names another folder"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from goodinit.files import write_whole
-from goodinit.paper.config import Walk
 from goodinit.paper.tables import Filled, Filling, by_title, final_accuracy
+from goodinit.paper.walks import EVERY
 from goodinit.plots import COLOURS, MARKERS, new_figure
 
 if TYPE_CHECKING:
@@ -102,15 +102,19 @@ def _spread(ax: Axes, xs: Sequence[int], values: Sequence[Sequence[float]], i: i
 
 
 def _updates(ax: Axes, rows: Rows) -> None:
-    """|update| / |weight| by iteration: of the layer in the middle, one line a scale of the weights."""
+    """|update| / |weight| by iteration, the median over seeds: of the layer in the middle, one line a scale of the weights."""
     ax.axhspan(*_HEALTHY, color="0.92", zorder=0)
     for i, (name, (filled, *_)) in enumerate(rows.items()):
-        result = filled.results[0]
-        layers = list(result.row["updates"])
-        points = [(x, y) for x, y in result.row["updates"][layers[len(layers) // 2]] if y > 0]
-        if points:
-            xs, ys = zip(*points, strict=True)
-            ax.plot(xs, ys, label=f"{name}{'' if result.converged else ' (n/c)'}", markevery=6, **_style(i))
+        sizes: dict[int, list[float]] = {}
+        for result in filled.results:
+            layers = list(result.row["updates"])
+            for iteration, size in result.row["updates"][layers[len(layers) // 2]]:
+                if size > 0:
+                    sizes.setdefault(int(iteration), []).append(size)
+        if sizes:
+            xs, lost = sorted(sizes), not any(result.converged for result in filled.results)
+            ys = [statistics.median(sizes[x]) for x in xs]
+            ax.plot(xs, ys, label=f"{name}{' (n/c)' if lost else ''}", markevery=6, **_style(i))
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_ylim(1e-6, 1e2)  # what lies above diverges
@@ -122,12 +126,12 @@ def _updates(ax: Axes, rows: Rows) -> None:
 def _walks(ax: Axes, rows: Rows) -> None:
     """The logarithm of the error's norm from the last layer to the first: some draws, and the mean of all."""
     ax.axhline(0, color="0.75", linewidth=1, zorder=0)
-    for i, (name, (filled, *_)) in enumerate(rows.items()):
-        run, paths = filled.results[0].run, [p for p in filled.results[0].row["paths"] if None not in p]
+    named = [(", ".join(filter(None, [name, f.cell.column])), f) for name, cells in rows.items() for f in cells]
+    for i, (name, filled) in enumerate(named):
+        paths = [path for result in filled.results for path in result.row["paths"] if None not in path]
         if not paths:
             continue
-        assert isinstance(run, Walk)
-        xs = [round(place * (run.depth - 2) / (len(paths[0]) - 1)) for place in range(len(paths[0]))]
+        xs = [place * EVERY for place in range(len(paths[0]))]
         for path in paths[:_SHOWN_WALKS]:
             ax.plot(xs, path, color=COLOURS[i % len(COLOURS)], linewidth=0.6, alpha=0.35)
         ax.plot(xs, [statistics.mean(values) for values in zip(*paths, strict=True)], label=name, markevery=4, **_style(i))

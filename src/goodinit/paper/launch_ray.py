@@ -73,7 +73,7 @@ def _cluster(address: str | None) -> Iterator[Any]:
     if address is None:
         options["include_dashboard"] = False
     try:
-        ray.init(address, **options)
+        ray.init("local" if address is None else address, **options)  # None would be any cluster that can be found
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise OptionError(f"no Ray cluster at {address or 'this machine'!r}: {error}") from error
     try:

@@ -47,13 +47,16 @@ def bvlc_(model: nn.Module, *, generator: torch.Generator | None = None) -> Repo
     records: list[Record] = []
     with torch.no_grad():
         for name, layer in layers.items():
+            # Where the generator draws, in the weight's own order in memory.
+            drawn = torch.empty_like(layer.weight, device=layer.weight.device if generator is None else generator.device)
             if isinstance(model, GoogLeNet):
                 bound = math.sqrt(3 / layer.weight[0].numel())
-                layer.weight.uniform_(-bound, bound, generator=generator)
+                drawn.uniform_(-bound, bound, generator=generator)
                 bias = 0.0 if isinstance(layer, nn.Linear) and layer.out_features == model.classes else 0.2
             else:
-                layer.weight.normal_(0, 0.005 if name in ("fc6", "fc7") else 0.01, generator=generator)
+                drawn.normal_(0, 0.005 if name in ("fc6", "fc7") else 0.01, generator=generator)
                 bias = float(name in ("conv2", "conv4", "conv5", "fc6", "fc7"))
+            layer.weight.copy_(drawn)
             if layer.bias is not None:
                 layer.bias.fill_(bias)
             shape = tuple(layer.weight.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ something open, or we differ, OURS.
   error) after the last iteration, in percent, on all test images; the best of all tests is in the rows.
 - `n/c`: did not converge. The loss became infinite or NaN, or the network ended no better than guessing.
 - `·`: not run yet. Tables of different budgets or precisions never mix.
-- *published*: quoted from the paper, not measured here, and always for its full schedule.
+- *published*: quoted from the paper, or what a table says instead; not measured here, and always for the full schedule.
 
 | budget | what it is |
 | --- | --- |
@@ -151,7 +150,7 @@ def _timings(table: Filling) -> str:
     """Seconds of every contender beside the published; of training steps the ratio to that without normalization."""
     inits, steps = [["seconds", "orthonormal", "LSUV"]], [["seconds", "no BN", "BN before", "BN after"]]
     for filled in table.cells:
-        title, found = table.title(filled.cell.row), times(filled)
+        title, found = table.title_of(filled.cell), times(filled)
         if getattr(filled.cell.run, "measure", "") == "init":
             published = table.experiment.published[filled.cell.row]
             inits.append([title, *(_seconds(found.get(name), published.get(name)) for name in ("orthonormal", "lsuv"))])
@@ -165,7 +164,7 @@ def _walks(table: Filling) -> str:
     lines = [["", "drift", "step", "ratio"]]
     for filled in table.cells:
         found = drift(filled)
-        title = table.title(filled.cell.row)
+        title = table.title_of(filled.cell)
         nothing = ["·" if not filled.results else "0 or infinite"] * 3
         lines.append([title, *(nothing if found is None else _drift(found))])
     return markdown(lines)
@@ -217,12 +216,15 @@ def _each(values: Iterable[str]) -> str:
 
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the training images were stored as, where that loses something of them."""
+    """What the images were stored as, where that loses something of them."""
     lossy: dict[str, str] = {}
     for row in rows:
-        if "data" in row:
-            encodings = Counter(row["data"]["train"]["encodings"])
-            if count := encodings["JPEG"]:
-                of = row["data"]["train"]["images"]
-                lossy[row["run"]["data"]] = f"{row['run']['data']} from {count:,} lossy JPEG files among {of:,} training images"
+        parts = {word: row.get("data", {}).get(part) for part, word in (("train", "training"), ("test", "test"))}
+        some = [
+            f"{count:,} lossy JPEG files among {facts['images']:,} {word} images"
+            for word, facts in parts.items()
+            if facts and (count := facts["encodings"].get("JPEG", 0))
+        ]
+        if some:
+            lossy[row["run"]["data"]] = f"{row['run']['data']} from {' and '.join(some)}"
     return list(lossy.values())

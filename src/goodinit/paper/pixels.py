@@ -179,9 +179,13 @@ def in_order(
 
 
 def _middle(x: Tensor, crop: int) -> Tensor:
+    """The middle of images, with zeros around those that are smaller."""
     if not crop:
         return x
     top, left = ((side - crop) // 2 for side in x.shape[2:])
+    if min(top, left) < 0:
+        pad = -min(top, left)
+        x, top, left = F.pad(x, (pad, pad, pad, pad)), top + pad, left + pad
     return x[:, :, top : top + crop, left : left + crop]
 
 

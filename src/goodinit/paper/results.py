@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import get_num_threads
+
 from goodinit.errors import GoodinitError, OptionError
 from goodinit.paper.config import KINDS, Run, Timing, Training, Walk, run_of
 from goodinit.paper.files import append_line, read_lines
@@ -18,8 +20,12 @@ from goodinit.paper.timings import Seconds
 Row = dict[str, Any]
 _SCHEMA = 1
 # What a row must have to be on the page, whatever it is of; and what more of each kind.
-_COMMON = ("status", "command", "device", "versions", "machine", "commit", "dirty")
-_OF_KIND = {"training": ("final_accuracy", "evaluations"), "timing": ("seconds",), "walk": ("paths",)}
+_COMMON = ("seed", "status", "command", "device", "versions.torch", "machine.cpu", "machine.threads", "commit", "dirty")
+_OF_KIND = {
+    "training": ("final_accuracy", "guessing", "evaluations"),
+    "timing": ("seconds",),
+    "walk": ("paths", "step_mean", "step_std"),
+}
 # A change of these makes no difference to a run.
 _NO_SOURCES = ("benchmarks/results", "docs")
 
@@ -36,10 +42,21 @@ class Result:
         """The run with seed 0: equal for all seeds of a run."""
         return replace(self.run, seed=0)
 
+    def is_of(self, run: Run, device: str) -> bool:
+        """Whether a run need not be done again. Times are those of a device, and of so many threads as torch uses now."""
+        if isinstance(run, Timing) and (self.row["device"], self.row["machine"]["threads"]) != (device, get_num_threads()):
+            return False
+        return self.run == run
+
     @property
     def converged(self) -> bool:
         """Whether it was trained to something better than guessing; true of what is no training."""
         return bool(self.row["status"] == "done")
+
+
+def _has(row: Any, key: str, *more: str) -> bool:
+    """Whether there is something at a path of keys."""
+    return isinstance(row, dict) and key in row and (not more or _has(row[key], *more))
 
 
 class Results:
@@ -69,7 +86,7 @@ class Results:
             kind = row["run"].get("kind") if isinstance(row.get("run"), dict) else None
             if row.get("schema") != _SCHEMA or not isinstance(kind, str) or kind not in KINDS:
                 raise GoodinitError(f"{where} is no row of schema {_SCHEMA}")
-            if lacking := [key for key in (*_COMMON, *_OF_KIND[kind]) if key not in row]:
+            if lacking := [key for key in (*_COMMON, *_OF_KIND[kind]) if not _has(row, *key.split("."))]:
                 raise GoodinitError(f"{where} lacks {', '.join(lacking)}")
             settings = {key: value for key, value in row["run"].items() if key != "kind"}
             try:
@@ -79,9 +96,9 @@ class Results:
             results.append(Result(run, row))
         return results
 
-    def has(self, run: Run) -> bool:
+    def has(self, run: Run, device: str) -> bool:
         """Whether a run is finished."""
-        return any(result.run == run for result in self.read())
+        return any(result.is_of(run, device) for result in self.read())
 
     def add(self, row: Row) -> None:
         """Append a row.

@@ -35,9 +35,12 @@ def reproduce(
         CheckpointError: a checkpoint is broken.
     """
     audience, world = audience or Audience(), World()
-    runs = order.runs()
-    finished = [result.run for result in results.read()]
+    runs, rows = order.runs(), results.read()
+    finished = [run for _, run in runs if any(row.is_of(run, order.device) for row in rows)]
     todo = world.of_first([(cell, run) for cell, run in runs if run not in finished])
+    if world.first:
+        for run in finished:  # of a process that was killed between the row and this
+            results.checkpoint(run).unlink(missing_ok=True)
     before = len(runs) - len(todo)
     audience.starts(order, len(runs), before)
     return Counter({FINISHED_BEFORE: before}) + (launcher or in_this_process)(order, results, provenance, audience, todo)

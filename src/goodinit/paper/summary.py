@@ -55,12 +55,11 @@ def _comparisons(part: tuple[str, list[Filling]]) -> str:
 
 def _compared(table: Filling, filled: Filled) -> list[list[str]]:
     """What a cell has to be compared: one figure, or the seconds of each contender."""
-    cell, name = filled.cell, table.title(filled.cell.row)
+    cell, name = filled.cell, table.title_of(filled.cell)
     if table.experiment.kind != "timing":
         if not filled.difference:
             return []
-        place = ", ".join(filter(None, [name, cell.column]))
-        return [[place, f"{cell.score}, %", str(filled), filled.published, filled.difference]]
+        return [[name, f"{cell.score}, %", str(filled), filled.published, filled.difference]]
     published, ours = table.experiment.published[cell.row], times(filled)
     return [
         [f"{name}, {contender}", "seconds", f"{ours[contender]:.3g}", f"{figure}", f"{ours[contender] / float(figure):.3f} times"]

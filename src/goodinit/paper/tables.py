@@ -105,6 +105,10 @@ class Filling:
         """Of a row, as people read it."""
         return self.experiment.titles.get(row, row)
 
+    def title_of(self, cell: Cell) -> str:
+        """Of a cell: its row, and its column if it has one."""
+        return ", ".join(filter(None, [self.title(cell.row), cell.column]))
+
     def at(self, row: str, column: str) -> Filled | None:
         """The cell of a row and column; not every row has every column."""
         return next((f for f in self.cells if (f.cell.row, f.cell.column) == (row, column)), None)
@@ -133,7 +137,7 @@ def _teachers(cells: Iterable[Cell]) -> list[Cell]:
 
 def _filled(cell: Cell, precision: str, results: BySeed) -> Filled:
     run = replace(cell.run, precision=precision, seed=0)
-    by_seed = results.get(run, {})
+    by_seed = results.get(run, {}) if run.precision == precision else {}  # some runs have but one
     return Filled(cell, tuple(by_seed[seed] for seed in sorted(by_seed)))
 
 
@@ -145,15 +149,19 @@ def _by_seed(results: Iterable[Result]) -> BySeed:
 
 
 def times(filled: Filled) -> dict[str, float]:
-    """Median seconds of every contender of a measurement; of several seeds the last."""
-    if not filled.results or not isinstance(filled.cell.run, Timing):
+    """Median seconds of every contender of a measurement, over the rounds of all seeds."""
+    if not isinstance(filled.cell.run, Timing):
         return {}
-    return medians(filled.results[-1].row["seconds"])
+    rounds: dict[str, list[float]] = {}
+    for result in filled.results:
+        for name, seconds in result.row["seconds"].items():
+            rounds.setdefault(name, []).extend(seconds)
+    return medians(rounds)
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What random walks come to."""
+    """What random walks come to, those of all seeds together."""
 
     mean: float
     """Of a step."""
@@ -169,12 +177,12 @@ def drift(filled: Filled) -> Drift | None:
     """Of a cell's walks; None if there are none, or the errors are infinite or 0."""
     if not filled.results:
         return None
-    result = filled.results[-1]
-    assert isinstance(result.run, Walk)
-    means, steps = result.row["step_mean"], result.row["step_std"]
+    run = filled.cell.run
+    assert isinstance(run, Walk)
+    means, steps = ([value for result in filled.results for value in result.row[key]] for key in ("step_mean", "step_std"))
     if None in means or len(means) < 2:
         return None
-    ratio = math.exp(statistics.median(means) * (result.run.depth - 2))
+    ratio = math.exp(statistics.median(means) * (run.depth - 2))
     return Drift(statistics.mean(means), statistics.stdev(means) / math.sqrt(len(means)), statistics.mean(steps), ratio)
 
 

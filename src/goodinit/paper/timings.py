@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from goodinit.paper.blocks import NORMS
 from goodinit.paper.config import Timing
 from goodinit.paper.networks import NETWORKS, ImageNet, make_network
+from goodinit.paper.precision import exact_float32
 from goodinit.schemes import init_
 
 Seconds = dict[str, list[float]]
@@ -26,7 +27,7 @@ def measure(run: Timing, *, device: torch.device, tell: Callable[[str, float], N
     ``"init"`` has the contenders orthonormal and lsuv; ``"iteration"`` a training step (forward, backward, update, with SGD) of
     the network without batch normalization, with it before the non-linearities, and after them.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), exact_float32(device):
         torch.manual_seed(run.seed)
         contenders = _inits(run, device) if run.measure == "init" else _iterations(run, device)
         seconds: Seconds = {name: [] for name in contenders}

@@ -14,6 +14,7 @@ from goodinit.paper.config import Training
 from goodinit.paper.data import ImageSet
 from goodinit.paper.networks import NETWORKS
 from goodinit.paper.outcome import Observer, Outcome
+from goodinit.paper.precision import exact_float32
 from goodinit.paper.trainer import Trainer, seen_size
 from goodinit.paper.world import World
 
@@ -55,7 +56,7 @@ def train(
     world = World()
     _check(run, images, world)
     observers = observers if world.first else ()
-    with _own_randomness(device):
+    with _own_randomness(device), exact_float32(device):
         trainer = Trainer(run, images, device, world, teacher, compiled=compiled)
         report = None
         state = world.of_first(checkpoint.load() if checkpoint and world.first else None)

@@ -14,9 +14,10 @@ from goodinit.paper.config import Training, Walk, nonlinearity_of
 from goodinit.paper.data import ImageSet
 from goodinit.paper.networks import make_network
 from goodinit.paper.pixels import Augmentation, Batches, Preprocessing, seed_of
+from goodinit.paper.precision import exact_float32
 from goodinit.schemes import init_
 
-_EVERY = 10  # layers, of a path that is kept
+EVERY = 10  # layers, of a path that is kept
 
 
 def walks(run: Walk, images: ImageSet, device: torch.device) -> dict[str, Any]:
@@ -30,11 +31,12 @@ def walks(run: Walk, images: ImageSet, device: torch.device) -> dict[str, Any]:
     batches = Batches(
         images.train, preprocessing, Augmentation(), size=run.batch, seed=seed_of(run.seed, "batches"), device=device
     )
-    paths = [log_norms(run, images.classes, *batches[draw], draw) for draw in range(run.draws)]
+    with exact_float32(device):
+        paths = [log_norms(run, images.classes, *batches[draw], draw) for draw in range(run.draws)]
     return {
         "step_mean": [_finite((path[-1] - path[0]) / (len(path) - 1)) for path in paths],
         "step_std": [_finite(torch.tensor(path, dtype=torch.float64).diff().std().item()) for path in paths],
-        "paths": [[_finite(value - path[0]) for value in path[::_EVERY]] for path in paths],
+        "paths": [[_finite(value - path[0]) for value in path[::EVERY]] for path in paths],
     }
 
 

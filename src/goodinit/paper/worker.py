@@ -66,6 +66,7 @@ class Worker:
             if verdict is not None:
                 if verdict == LEFT:
                     self._audience.leaves_out(cell, run)
+                self._audience.finishes(cell, run, verdict)
                 return verdict
             self._audience.next_run(cell, run)
             if isinstance(run, Timing):  # by one process: several would disturb each other
@@ -80,6 +81,7 @@ class Worker:
                     teacher = self._teacher(run) if run.teacher else None
                 except DivergedTeacherError as error:  # other runs may do without it
                     self._audience.notes(str(error))
+                    self._audience.finishes(cell, run, NO_TEACHER)
                     return NO_TEACHER
                 measured, _ = self._trained(run, teacher)
             self._add(run, cell.row, cell.column, measured)
@@ -95,7 +97,7 @@ class Worker:
             if self._world.first:
                 try:
                     stack.enter_context(locked(path, wait=False))
-                    verdict = FINISHED_BEFORE if self._results.has(run) else None
+                    verdict = FINISHED_BEFORE if self._results.has(run, self._order.device) else None
                 except BusyError:
                     verdict = LEFT
             verdict = self._world.of_first(verdict)
@@ -154,7 +156,7 @@ class Worker:
                 measured, _ = self._trained(run, observer=kept)
                 diverged = measured["diverged_at"] is not None
                 if self._world.first:
-                    if not self._results.has(run):
+                    if not self._results.has(run, self._order.device):
                         self._add(run, "teacher", "", measured)
                     if not diverged:
                         write_whole(path, save(kept.weights))

@@ -145,11 +145,25 @@ class PooledBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over the processes, whose gradients are added up, too."""
+
+    @staticmethod
+    def forward(_context: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_context: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
 def _pooled(values: Tensor) -> Tensor:
     """The mean over the processes; gradients flow back to all of them."""
-    from torch.distributed.nn.functional import all_reduce  # noqa: PLC0415 - not in every build of torch
-
-    total: Tensor = all_reduce(values)
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # not in its stubs
     return total / dist.get_world_size()
 
 
