@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import random
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
 
-from goodinit import DataError, lsuv_, measure
+from goodinit import DataError, GoodinitWarning, lsuv_, measure
 from goodinit.batches import first_call
 
 X, Y, Z = torch.randn(16, 4), torch.randint(3, (16,)), torch.randn(16, 4)
@@ -162,6 +165,84 @@ def test_mapping_that_moves_itself():
     assert first_call(One(), [batch]).kwargs.keys() == {"x"}
     assert first_call(One(), batch, lambda model, batch: model(batch.x))(One()).shape == (16, 3)
     assert batch.data is held
+
+
+class Record(dict):
+    """Whose items can be asked for as attributes."""
+
+    __getattr__ = dict.__getitem__
+
+
+class Namespace(dict):
+    """Whose items are its attributes."""
+
+    def __init__(self, **items):
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+class Named(list):
+    @property
+    def x(self):
+        return self[0]
+
+
+@pytest.mark.parametrize("batch", [Record(x=X), Namespace(x=X), Named([X])], ids=lambda batch: type(batch).__name__)
+def test_classes_of_mappings_and_lists_stay_what_they_are(batch):
+    kept = batch.x
+
+    def forward(model, batch):
+        seen.append(batch)
+        return model(batch.x)
+
+    seen = []
+    lsuv_(One(), batch, forward=forward)
+    assert type(seen[0]) is type(batch)
+    with torch.inference_mode():  # so that the tensor in it must be another one
+        batch = copy.copy(batch)
+        batch[0 if isinstance(batch, list) else "x"] = X.clone()
+    lsuv_(One(), batch, forward=forward)
+    assert (type(seen[1]), seen[1].x.is_inference()) == (type(batch), False)
+    assert batch[0 if isinstance(batch, list) else "x"].is_inference()
+    assert kept is X
+
+
+class Shuffling(Sampler):
+    """An order that is shuffled in place at every iteration, as a list and as an array."""
+
+    def __init__(self, of_numpy):
+        self.order = np.arange(16) if of_numpy else list(range(16))
+
+    def __iter__(self):
+        if isinstance(self.order, list):
+            random.shuffle(self.order)
+        else:
+            np.random.shuffle(self.order)
+        return iter(self.order)
+
+    def __len__(self):
+        return 16
+
+
+@pytest.mark.parametrize("of_numpy", [False, True])
+def test_a_sampler_that_shuffles_in_place_is_as_before(of_numpy):
+    orders = []
+    for initialized in (False, True):
+        random.seed(0)
+        np.random.seed(0)
+        sampler = Shuffling(of_numpy)
+        data = DataLoader(TensorDataset(X, Y), batch_size=4, sampler=sampler)
+        if initialized:
+            lsuv_(One(), data, batches=2)
+        orders.append([label.tolist() for _, label in data])
+    assert orders[0] == orders[1]
+
+
+def test_single_samples_are_pointed_out():
+    with pytest.warns(
+        GoodinitWarning, match=r"one item of the data, \(4,\) float32, which looks like a single sample. Pass Data"
+    ):
+        lsuv_(One(), list(X)[:1] + list(X))
 
 
 class Stream(IterableDataset):

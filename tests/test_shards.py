@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -191,6 +193,64 @@ def test_other_initializations_are_refused(tmp_path):
         initialize(net(), tmp_path, target_std=0.5)
     with pytest.raises(OptionError, match="another model"), torch.device("meta"):
         initialize(nn.Linear(32, 8), tmp_path)
+
+
+@pytest.mark.parametrize("how", ["frozen", "skipped", "no pre_init"])
+def test_what_is_kept_is_part_of_the_initialization(tmp_path, how):
+    """Else a model would get another one's frozen weights from the folder."""
+
+    def initialized(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 4))
+        model[0].requires_grad_(how != "frozen")
+        kept = model[0].weight.detach().clone()
+        options = {"frozen": {}, "skipped": {"skip": "0"}, "no pre_init": {"pre_init": None}}[how]
+        try:
+            lsuv_(model, X, checkpoint=tmp_path, **options)
+        finally:
+            assert how == "no pre_init" or torch.equal(model[0].weight, kept)
+
+    initialized(0)
+    initialized(0)
+    with pytest.raises(OptionError, match="is of an initialization with another set of kept weights; give it the same model"):
+        initialized(1)
+
+
+def test_a_finished_folder_is_no_other_seed_s(tmp_path):
+    expected = net()
+    initialize(expected, tmp_path, seed=3)
+    with pytest.raises(OptionError, match="holds an initialization that was finished, from another state of the generator"):
+        initialize(net(), tmp_path, seed=4)
+    taken = net()
+    lsuv_(taken, X, device="cpu", checkpoint=tmp_path)  # by its name alone
+    assert same(taken, expected)
+
+
+def _drawing(std):
+    return lambda w: nn.init.normal_(w, std=std)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same_"),
+    [
+        (partial(nn.init.normal_, std=0.5), partial(nn.init.normal_, std=0.5), True),
+        (partial(nn.init.normal_, std=0.5), partial(nn.init.normal_, std=0.6), False),
+        (lambda w: w.normal_(), lambda w: w.uniform_(), False),
+        (_drawing(0.5), _drawing(0.5), True),
+        (_drawing(0.5), _drawing(0.6), False),
+    ],
+)
+def test_functions_that_draw_are_known_by_what_they_do(tmp_path, first, second, same_):
+    initialize(net(), tmp_path, pre_init=first)
+    with nullcontext() if same_ else pytest.raises(OptionError, match="with another set of options"):
+        initialize(net(), tmp_path, pre_init=second)
+
+
+def test_parameters_in_the_same_memory(tmp_path):
+    model = nn.Sequential(nn.Linear(32, 32, bias=False), nn.Tanh(), nn.Linear(32, 32, bias=False))
+    model[2].weight = nn.Parameter(model[0].weight.detach())
+    initialize(model, tmp_path)
+    assert all(torch.equal(held(tmp_path)[name], p) for name, p in model.named_parameters())
 
 
 def test_folders_that_cannot_be(tmp_path):

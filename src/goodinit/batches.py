@@ -130,6 +130,14 @@ class Calls:
                     self._kept = list(islice(data, count))
         self.first = next(self._items(1), None) or _refuse_empty(data)
 
+    @property
+    def are_samples(self) -> bool:
+        """Whether what it took for a batch looks like a single sample: an item of a list, say, whose numbers all have one axis."""
+        if self._kept is not None or isinstance(self._data, (DataLoader, Batches)):
+            return False
+        data = [x for _, x in self.first.tensors() if x.is_floating_point()]
+        return bool(data) and all(x.dim() == 1 for x in data)
+
     def _is_batch(self, data: Any) -> bool:
         """Whether it is a batch, not an iterable of batches."""
         if self._signature is None:
@@ -215,7 +223,8 @@ class _Signature:
 def _check_iterable(data: Any) -> None:
     if data is None:
         raise DataError("no data: pass a batch (tensor, tuple, mapping), a DataLoader, or another iterable of batches")
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+    of_samples = isinstance(data, Dataset) or type(data).__module__.partition(".")[0] == "datasets"
+    if of_samples and not isinstance(data, IterableDataset) and hasattr(data, "__getitem__"):
         raise DataError(
             f"{type(data).__name__} is a Dataset of single samples; pass DataLoader(dataset, batch_size=64, shuffle=True)"
         )
@@ -309,13 +318,31 @@ def _to(value: Any, device: torch.device | None) -> Any:
         return type(value)(*(_to(v, device) for v in value))
     if type(value) in (tuple, list):
         return type(value)(_to(v, device) for v in value)
-    move = getattr(value, "to", None)  # a batch class of the caller's or of a library's: a graph, transformers' BatchEncoding
+    # Of a batch class of the caller's or of a library's: a graph, transformers' BatchEncoding.
+    move = getattr(type(value), "to", None)
     if isinstance(value, UserDict) and callable(move):
         own: Any = copy.copy(value)  # whose to() would change the caller's
         return own.to(device)
     if isinstance(value, Mapping):
-        return {key: _to(v, device) for key, v in value.items()}
-    return move(device) if callable(move) and not isinstance(value, nn.Module) else value
+        return _with_items(value, {key: _to(v, device) for key, v in value.items()})
+    if isinstance(value, list):
+        return _with_items(value, dict(enumerate(_to(v, device) for v in value)))
+    return value.to(device) if callable(move) and not isinstance(value, nn.Module) else value
+
+
+def _with_items(value: Any, items: dict[Any, Any]) -> Any:
+    """A mapping or list, of the same class, with other items; itself if they are what it has."""
+    if all(value[key] is item for key, item in items.items()):
+        return value
+    if type(value) is dict:
+        return items
+    own = copy.copy(value)
+    attributes = getattr(own, "__dict__", {})
+    for key, item in items.items():
+        if attributes.get(key) is value[key]:  # a class whose items are its attributes
+            attributes[key] = item
+        own[key] = item
+    return own
 
 
 def _targets(batch: Any) -> Any:

@@ -5,8 +5,10 @@ Put back are the random number generators that loading draws from, and where loa
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +71,7 @@ class Loading:
         numpy_random = sys.modules.get("numpy.random")
         numpy_state: Any = None if numpy_random is None else numpy_random.get_state()
         own = [generator.get_state() for generator in self._generators]
-        attributes = [(part, dict(vars(part))) for part in self._parts if _has_a_place(part)]
+        attributes = [(part, dict(vars(part)), _contents(part)) for part in self._parts if _has_a_place(part)]
         return (torch.get_rng_state(), random.getstate(), numpy_state, own), attributes
 
     def _set(self, state: Any) -> None:
@@ -80,11 +82,13 @@ class Loading:
             sys.modules["numpy.random"].set_state(of_numpy)
         for generator, its_state in zip(self._generators, own, strict=True):
             generator.set_state(its_state)
-        for part, values in attributes:
+        for part, values, contents in attributes:
             held = vars(part)
             for name in held.keys() - values.keys():
                 del held[name]
             held.update(values)
+            for name, content in contents.items():
+                _fill(values[name], content)
 
 
 _END = object()
@@ -127,4 +131,30 @@ def _has_a_place(part: Any) -> bool:
 def _anew(state: Any) -> Any:
     """A state in which no loader goes on with the workers of an iteration that others are in the middle of."""
     generators, attributes = state
-    return generators, [(part, {**values, "_iterator": None} if "_iterator" in values else values) for part, values in attributes]
+    anew = (
+        (part, {**values, "_iterator": None} if "_iterator" in values else values, rest) for part, values, *rest in attributes
+    )
+    return generators, [(part, values, *rest) for part, values, rest in anew]
+
+
+def _contents(part: Any) -> dict[str, Any]:
+    """What a sampler of the caller's holds and may change in place: an order that it shuffles."""
+    if not isinstance(part, Sampler) or type(part).__module__.partition(".")[0] == "torch":
+        return {}
+    return {name: copy.copy(held) for name, held in vars(part).items() if isinstance(held, _CHANGEABLE) or _is_array(held)}
+
+
+_CHANGEABLE = (list, dict, set, deque, torch.Tensor)
+
+
+def _is_array(held: Any) -> bool:
+    return type(held).__module__ == "numpy" and type(held).__name__ == "ndarray"
+
+
+def _fill(held: Any, content: Any) -> None:
+    """Let something that can be changed hold what a copy of it holds."""
+    if isinstance(held, torch.Tensor) or _is_array(held):
+        held[...] = content
+        return
+    held.clear()
+    (held.extend if isinstance(held, (list, deque)) else held.update)(content)

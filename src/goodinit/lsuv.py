@@ -141,10 +141,10 @@ def lsuv_(
     start = time.perf_counter()
     automatic = isinstance(target_std, str)
     targets: Targets = 1.0 if isinstance(target_std, str) else target_std
-    _check_given(distributed, checkpoint, reset)
-    undo, randomness = guard.Undo(), guard.Randomness(generator)
-    ranks = Ranks(model, distributed=distributed, device=device)
+    undo, ranks = guard.Undo(), Ranks(model, distributed=distributed, device=device)
     with ranks.together():
+        _check_given(distributed, checkpoint, reset)
+        randomness = guard.Randomness(generator)
         target = target_device(model, device)
         check_model(model, meta=target is not None)
         options = Options.checked(
@@ -169,7 +169,8 @@ def lsuv_(
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
-        shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first))
+        number = None if generator is None else randomness.followed
+        shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first), number)
         at_once = ranks.size > 1 or _is_sharded(model)
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards, at_once=at_once)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
@@ -213,7 +214,13 @@ def lsuv_(
         report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
         for text in options.unknown_parts([record.name for record in records]):
             warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=2)
-        _warn(report, batches, swept, one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same)
+        _warn(
+            report,
+            batches,
+            swept,
+            one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same,
+            of_samples=calls.are_samples,
+        )
     return report
 
 
@@ -343,13 +350,16 @@ def _pooled(record: Record, swept: Swept, key: Key) -> Record:
     return replace(record, std_after=std, factor=factor, uses=(std, *record.uses[1:]), spread=swept.spreads[key])
 
 
-def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool) -> None:
+def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool, of_samples: bool) -> None:
     """Warnings for all weights that should be at their target and are not, and for data that were not there."""
     failed = [record for record in report if not record.ok]
     if failed:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
         warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
+    elif of_samples:
+        text = f"lsuv_: the batch was one item of the data, {report.batch}, which looks like a single sample"
+        warnings.warn(f"{text}. Pass DataLoader(data, batch_size=64), or torch.stack(data)", GoodinitWarning, stacklevel=3)
     elif one_sample:
         text = (
             f"lsuv_: the batch is one sample, or the same one several times ({report.batch}); stds are those of its outputs alone"

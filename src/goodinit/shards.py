@@ -13,11 +13,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from goodinit.batches import Call
 from goodinit.errors import GoodinitError, OptionError, require
@@ -50,13 +53,22 @@ class ShardsError(GoodinitError, RuntimeError):
 class Shards:
     """The state of an initialization on disk."""
 
-    def __init__(self, folder: str | Path, model: nn.Module, purpose: Mapping[str, str], *, size: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        purpose: Mapping[str, str],
+        number: int | None = None,
+        *,
+        size: int | None = None,
+    ) -> None:
         """Take up what is in the folder.
 
         Args:
             folder: made if it is not there.
             model: whose tensors are written.
             purpose: what the initialization depends on, by what it is called: digests of the model, the options, the batch.
+            number: that all matrices would follow from, where the caller chose it; an interrupted call goes on with its own.
             size: bytes of a shard, about.
 
         Raises:
@@ -76,7 +88,7 @@ class Shards:
         """What an earlier call had finished."""
         self.snapshot: Callable[[], Progress] = Progress
         """Of what has been finished by now."""
-        self._take_up()
+        self._take_up(number)
 
     def take(self, name: str, tensor: Tensor) -> None:
         """Read a tensor, if it is there."""
@@ -121,7 +133,7 @@ class Shards:
         if tensors:
             number = 1 + max((int(file.split("-")[1].split(".")[0]) for file in self._files.values()), default=0)
             file = f"model-{number:05d}.safetensors"
-            self._save(file, {name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+            self._save(file, _apart(tensors))
             self._files |= dict.fromkeys(tensors, file)
             self._versions |= {name: tensor._version for name, tensor in tensors.items()}
         state = {"format": _FORMAT, "purpose": self._purpose, "files": self._files, **asdict(self.snapshot())}
@@ -135,7 +147,7 @@ class Shards:
         unfinished = path.with_name(f".{file}")
         try:
             save_file(dict(tensors), unfinished, metadata={"format": "pt"})
-            with unfinished.open("rb") as written:
+            with unfinished.open("rb+") as written:  # Windows flushes what can be written to
                 os.fsync(written.fileno())
             unfinished.replace(path)
         except (OSError, SafetensorError) as error:
@@ -145,18 +157,17 @@ class Shards:
 
     def _tidy(self) -> None:
         """Take out of the shards what later ones hold anew, and shards that nothing refers to: loaders read all of a shard."""
-        from safetensors.torch import load_file  # noqa: PLC0415 - an extra
-
         for path in sorted(self._folder.glob("model-*.safetensors")):
             with self._opened(path.name) as shard:
-                held = set(shard.keys())
-            own = {name for name, file in self._files.items() if file == path.name}
+                own = {name for name, file in self._files.items() if file == path.name}
+                # Copies: Windows replaces no file that is still mapped.
+                kept = {name: shard.get_tensor(name).clone() for name in own} if own != set(shard.keys()) else None
             if not own:
                 path.unlink()
-            elif own != held:
-                self._save(path.name, {name: tensor for name, tensor in load_file(path).items() if name in own})
+            elif kept is not None:
+                self._save(path.name, kept)
 
-    def _take_up(self) -> None:
+    def _take_up(self, number: int | None) -> None:
         state = self._folder / _STATE
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -184,6 +195,11 @@ class Shards:
                 f"{different[0] if different else 'format'}; give it the same model, options and batch, or name a new folder"
             )
         self._files = files
+        if (self._folder / _INDEX).exists() and number not in (None, self.known.seed):
+            raise OptionError(
+                f"checkpoint={str(self._folder)!r} holds an initialization that was finished, from another state of the "
+                "generator; name a new folder, or leave generator= out to get its weights"
+            )
 
     @contextlib.contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
@@ -196,11 +212,47 @@ class Shards:
             raise ShardsError(f"{str(self._folder / file)!r} is broken ({error}); delete the folder to begin anew") from error
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As they can be saved: contiguous, and no two of them in the same memory."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.detach().clone().contiguous() if memory in seen else tensor.detach().contiguous()
+        seen.add(memory)
+    return apart
+
+
 def purpose_of(model: nn.Module, options: Options, mode: str, call: Call) -> dict[str, str]:
     """What an initialization depends on, as digests by what they are of."""
     table = [(name, tuple(p.shape), str(p.dtype)) for name, p in model.named_parameters()]
-    asked = {**vars(options), "mode": mode, "pre_init": getattr(options.pre_init, "__qualname__", options.pre_init)}
-    return {"model": _digest(table), "set of options": _digest(asked), "batch": _digest(*(t for _, t in call.tensors()), call)}
+    asked = {**vars(options), "mode": mode, "pre_init": _described(options.pre_init)}
+    kept = [
+        part
+        for name, p in model.named_parameters()
+        if not (p.is_meta or is_lazy(p)) and (options.pre_init is None or not p.requires_grad or options.skips(name))
+        for part in (name, p)
+    ]
+    batch = _digest(*(t for _, t in call.tensors()), call)
+    return {"model": _digest(table), "set of options": _digest(asked), "batch": batch, "set of kept weights": _digest(*kept)}
+
+
+def _described(function: object) -> str:
+    """What a function does, the same in another process; of other values themselves."""
+    if isinstance(function, partial):
+        given = sorted((name, _described(value)) for name, value in function.keywords.items())
+        return str((_described(function.func), [_described(value) for value in function.args], given))
+    if isinstance(function, FunctionType):
+        enclosed = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
+        defaults = [_described(value) for value in function.__defaults__ or ()]
+        return str((function.__module__, function.__qualname__, _of_code(function.__code__), enclosed, defaults))
+    text = str(getattr(function, "__qualname__", function))
+    return f"an object of {type(function).__module__}.{type(function).__qualname__}" if " at 0x" in text else text
+
+
+def _of_code(code: CodeType) -> str:
+    constants = [_of_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
+    return str((code.co_code.hex(), code.co_names, constants))
 
 
 def _digest(*parts: object) -> str:

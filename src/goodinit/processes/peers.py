@@ -98,7 +98,7 @@ def is_lost_connection(error: BaseException) -> bool:
 
 def _is_dead(address: Address) -> bool:
     """Whether it is known for certain, on this machine, that a process has ended."""
-    if address.machine != own_address().machine:
+    if os.name == "nt" or address.machine != own_address().machine:  # where signal 0 is Ctrl-C
         return False
     try:
         os.kill(address.process, 0)
