@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import goodinit.lsuv
-from goodinit import GoodinitWarning, Report, lsuv_, measure
+from goodinit import GoodinitWarning, Report, init_, lsuv_, measure
 from goodinit.ahead import Ahead
 from goodinit.integrations.shared import refuse
 from goodinit.processes import sharded
@@ -186,10 +186,13 @@ def as_one(rank: int, names: Sequence[str], form: str) -> dict[str, float]:
     return found
 
 
-def draws(rank: int, form: str, seeds: Sequence[int], generators: Sequence[int] | None) -> tuple[float, bool]:
+def draws(
+    rank: int, form: str, seeds: Sequence[int], generators: Sequence[int] | None, scheme: Any = "lsuv"
+) -> tuple[float, bool]:
     """With torch's generators seeded by process, or those given; returns the difference to one process with the first seed,
     and whether the generator ends as it would there.
     """
+    x = torch.ones(30, 16) * torch.linspace(-1, 1, 30)[:, None] + torch.eye(30, 16)
     states, weights = [], []
     for distributed, seed in ((False, 0), (True, rank)):
         model = seeded_model(mlp, 16, 20, 12, 8)
@@ -197,12 +200,7 @@ def draws(rank: int, form: str, seeds: Sequence[int], generators: Sequence[int] 
             model = wrapped(model, form)
         generator = None if generators is None else seeded(generators[seed])
         torch.manual_seed(seeds[seed])
-        lsuv_(
-            model,
-            torch.ones(30, 16) * torch.linspace(-1, 1, 30)[:, None] + torch.eye(30, 16),
-            generator=generator,
-            distributed=distributed,
-        )
+        init_(model, scheme, x if scheme == "lsuv" else None, generator=generator, distributed=distributed)
         states.append(torch.get_rng_state() if generator is None else generator.get_state())
         weights.append(whole_weights(model))
     return largest_difference(*weights), torch.equal(*states)

@@ -308,3 +308,88 @@ def test_importing_costs_no_compiler():
     if "torch._dynamo" not in sys.modules:
         lsuv_(nn.Linear(3, 3), torch.randn(4, 3))
         assert "torch._dynamo" not in sys.modules
+
+
+class Recurrent(nn.Module):
+    """Goes on from the state that it was left in."""
+
+    def __init__(self):
+        super().__init__()
+        self.into, self.back, self.state = nn.Linear(4, 8), nn.Linear(8, 8), None
+
+    def forward(self, x):
+        self.state = torch.tanh(self.into(x) + (0 if self.state is None else self.back(self.state)))
+        return self.state
+
+
+def test_a_state_of_the_batch_is_forgotten():
+    model = Recurrent()
+    lsuv_(model, torch.randn(64, 4))
+    assert model.state is None
+    assert model(torch.randn(32, 4)).shape == (32, 8)  # would not fit to a state of 64 samples
+
+
+class Cached(nn.Module):
+    def __init__(self, flag):
+        super().__init__()
+        self.fc, self.table, self.ready = nn.Linear(4, 8), None, False
+        self.flag = flag
+
+    def forward(self, x):
+        if not self.ready and self.table is None:
+            self.table, self.ready = torch.arange(8.0), self.flag
+        return self.fc(x) + self.table
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_what_a_flag_says_is_there_stays(flag):
+    model = Cached(flag)
+    lsuv_(model, torch.randn(64, 4))
+    assert (model.table is not None, model.ready) == (flag, flag)
+    model(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+def test_a_weight_that_a_hook_computes_is_the_final_one(batches):
+    layer = nn.utils.weight_norm(nn.Linear(4, 8))
+    x = torch.randn(64, 4)
+    lsuv_(layer, [x, x + 1], batches=batches)
+    kept = layer.weight.detach().clone()
+    layer.eval()(x)
+    assert torch.allclose(layer.weight, kept, atol=1e-6)
+
+
+class Growing(nn.Module):
+    """Makes a layer, a hook and some attributes in its forward."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.first, self.calls, self.name, self.error = nn.Linear(4, 8), 0, "before", error
+
+    def forward(self, x):
+        self.calls += 1
+        self.name, self.late = None, True
+        if not hasattr(self, "second"):
+            self.second = nn.Linear(8, 8)
+        self.first.register_forward_hook(lambda *_: None)
+        y = self.second(self.first(x))
+        if self.error is not None:
+            raise self.error
+        return y
+
+
+def test_what_the_forward_makes_is_gone_after_a_failure():
+    model = Growing(ValueError())
+    with pytest.raises(ValueError):
+        lsuv_(model, torch.randn(16, 4))
+    assert (model.calls, model.name, hasattr(model, "late"), hasattr(model, "second")) == (0, "before", False, False)
+    assert not model.first._forward_hooks
+
+
+def test_a_layer_that_the_forward_makes_is_initialized():
+    """It fills its weight before the model has it."""
+    model, x = Growing(), torch.randn(64, 4)
+    report = lsuv_(model, x)
+    assert [(r.name, r.status) for r in report] == [("first.weight", "scaled"), ("second.weight", "scaled")]
+    assert model(x).std().item() == pytest.approx(1, abs=1e-2)

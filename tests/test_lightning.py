@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from copy import copy
 
 import pytest
@@ -166,9 +166,17 @@ class Busy(Net):
         self.metrics = MetricCollection([MulticlassAccuracy(10, average=None), MulticlassRecall(10, average=None)])
         self.outputs, self.recent, self.steps, self.total = [], deque([7], maxlen=2), 0, torch.zeros(())
         self.sizes = {"first": 1}
+        self.by_class, self.counts, self.nested = defaultdict(list), Counter(a=1), OrderedDict(losses=[1.0])
+        self.net[0].calls, self.net[0].seen = 0, []
 
     def training_step(self, batch, *_):
         logits = self.net(batch[0])
+        self.by_class["late"].append(logits)
+        self.counts["a"] += 1
+        self.nested["losses"].append(2.0)
+        self.net[0].calls += 1
+        self.net[0].seen.append(batch[0])
+        self.net[0].late = True
         self.accuracy(logits, batch[1])
         self.metrics.update(logits, batch[1])
         self.log_dict({"accuracy": self.accuracy, "mean": logits.mean()})
@@ -191,6 +199,11 @@ class Busy(Net):
             list(self.recent),
             dict(self.trainer.logged_metrics),
         )
+        inner = self.net[0]
+        self.rest_at_start = (
+            *map(copy, (self.by_class, self.counts, self.nested["losses"])),
+            *(inner.calls, list(inner.seen), hasattr(inner, "late")),
+        )
 
 
 def test_training_step_leaves_no_side_effects(tmp_path):
@@ -201,6 +214,7 @@ def test_training_step_leaves_no_side_effects(tmp_path):
     assert attributes == [0, None, [], {"first": 1}, None]
     assert (hits, summed, recent, logged) == (0, 0, [7], {})
     assert updated == [False] * 3
+    assert module.rest_at_start == ({}, {"a": 1}, [1.0], 0, [], False)
     assert module.total is total
     assert module.steps == 1
     assert (module.total.item(), list(module.recent), len(module.outputs)) == (1, [7, 8], 1)
@@ -334,6 +348,23 @@ def test_half_precision():
     assert callback.report.ok
 
 
+def test_a_forward_of_one_s_own_runs_in_the_trainer_s_precision():
+    kinds = []
+
+    def forward(module, batch):
+        kinds.append(module.net(batch[0]).dtype)
+
+    fit(Net(), LSUVCallback(forward=forward), precision="bf16-mixed", max_steps=1)
+    assert kinds == [torch.bfloat16]
+
+
+def test_a_trial_run_needs_no_tensorboard(monkeypatch):
+    """Its loggers have whatever they are asked for."""
+    monkeypatch.setitem(sys.modules, "goodinit.integrations.tensorboard", None)  # whoever imports it gets an ImportError
+    fit(Net(), callback := LSUVCallback(), fast_dev_run=True, logger=True)
+    assert callback.report.ok
+
+
 def test_no_training_no_initialization():
     callback, module = LSUVCallback(), Frozen()
     before = weights(module)
@@ -371,7 +402,12 @@ class FSDPStrategy(SingleDeviceStrategy):
     [
         (Manual, {}, OptionError, r"the training_step of Manual takes optimizer steps itself .* pass LSUVCallback\(forward="),
         (ByItself, {}, OptionError, r"takes batches itself \(dataloader_iter\)"),
-        (Later, {}, AttributeError, r"raised by training_step, which it runs without gradients and before on_train_start"),
+        (
+            Later,
+            {},
+            AttributeError,
+            r"raised by training_step, which it runs without gradients and before the module's on_fit_start, on",
+        ),
         (
             Net,
             {"strategy": FSDPStrategy("cpu")},

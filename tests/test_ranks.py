@@ -121,6 +121,12 @@ def test_of_different_seeds_the_first_process_s_counts(form, generators, group):
     assert max(difference for difference, _ in group.run(jobs.draws, form, [5, 6, 7, 8], generators)) < EXACT
 
 
+@pytest.mark.parametrize("form", WITH_OWN_DATA)
+@pytest.mark.parametrize("scheme", ["he", "orthonormal", "default"])
+def test_so_it_does_for_schemes_that_measure_nothing(form, scheme, group):
+    assert max(difference for difference, _ in group.run(jobs.draws, form, [5, 6, 7, 8], None, scheme)) < EXACT
+
+
 # Experts, and uneven data.
 
 

@@ -285,6 +285,20 @@ def test_a_model_without_layers_of_torch_s_needs_data():
         init_(3, "he")
 
 
+@pytest.mark.parametrize("scheme", ["default", "he", "lsuv"])
+def test_lazy_layers_get_their_form_from_data(scheme):
+    def net():
+        return nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 4))
+
+    model, x = net(), torch.randn(16, 3)
+    assert [r.name for r in init_(model, scheme, x)] == ["0.weight", "2.weight"]
+    assert model[0].weight.shape == (8, 3)
+    if scheme != "lsuv":
+        with pytest.raises(ModelError, match=r"the weight of '0' has no shape yet \(it is lazy\); data=, a batch, gives it one"):
+            init_(net(), scheme)
+        assert [r.name for r in init_(net(), scheme, skip="0")] == ["2.weight"]
+
+
 def test_a_forward_that_raises_leaves_the_weights():
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 4))
     before = copy.deepcopy(net.state_dict())

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from goodinit import GoodinitWarning, OptionError, lsuv_
+from goodinit import DataError, GoodinitWarning, OptionError, lsuv_
 from goodinit.batches import Calls
 from goodinit.interception.operation import Part
 from goodinit.interception.weights import Weight
@@ -356,3 +356,31 @@ def test_three_sweeps_do_for_the_zoo(entry: Entry) -> None:
     swept = [r for r in report if r.spread is not None]
     assert all(abs(r.std_after / r.target - 1) <= 0.0101 for r in swept)
     assert {r.name for r in swept} >= {r.name for r in report if r.status == "scaled"}
+
+
+class Once(IterableDataset):
+    """Can be read but once."""
+
+    def __init__(self, count):
+        self.left = iter(torch.randn(count, 6, generator=torch.Generator().manual_seed(0)))
+
+    def __iter__(self):
+        return self.left
+
+
+@pytest.mark.parametrize(("count", "message"), [(32, "gave a batch once, and none when it was read again: batches= reads it")])
+def test_data_that_are_used_up(count, message):
+    model = mlp(6, 20, 4)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(DataError, match=message):
+        lsuv_(model, DataLoader(Once(count), batch_size=32), batches=2)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:lsuv_. batches=3 was asked for, the data had 0")
+def test_other_batches_when_data_are_read_again():
+    with (
+        pytest.warns(GoodinitWarning, match=r"the data gave other batches when it was read again: .* list\(itertools.islice"),
+        pytest.raises(DataError, match="none when it was read again"),
+    ):
+        lsuv_(mlp(6, 20, 4), DataLoader(Once(96), batch_size=32), batches=3, tol=1e-9)

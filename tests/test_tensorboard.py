@@ -53,6 +53,20 @@ def test_a_report(tmp_path):
     assert summary == report.summary()
 
 
+def test_weights_that_are_not_finite_or_complex(tmp_path):
+    """A training that went wrong is what one wants to look at."""
+    net, x = mlp(6, 20, 4), torch.randn(64, 6)
+    report = lsuv_(net, x)
+    with torch.no_grad():
+        net[0].weight.fill_(torch.nan)
+        net[2].weight[0, :3] = torch.inf
+    _, _, histograms = written(tmp_path / "a", report, model=net)
+    assert {tag: histogram.num for tag, histogram in histograms.items()} == {"goodinit/weight/2.weight": 4 * 20 - 3}
+    complex_, z = nn.Linear(6, 4, dtype=torch.complex64), torch.randn(64, 6, dtype=torch.complex64)
+    _, _, histograms = written(tmp_path / "b", lsuv_(complex_, z), model=complex_)
+    assert histograms["goodinit/weight/weight"].sum == pytest.approx(complex_.weight.abs().sum().item(), rel=1e-4)
+
+
 def test_what_was_not_measured_is_left_out(tmp_path):
     net = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
     report = lsuv_(net, torch.randn(32, 4), forward=lambda net, x: net["used"](x))

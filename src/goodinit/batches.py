@@ -132,7 +132,7 @@ class Calls:
 
     @property
     def are_samples(self) -> bool:
-        """Whether what it took for a batch looks like a single sample: an item of a list, say, whose numbers all have one axis."""
+        """Whether what it took for a batch looks like a single sample: an item of a list, say, whose numbers have one axis."""
         if self._kept is not None or isinstance(self._data, (DataLoader, Batches)):
             return False
         data = [x for _, x in self.first.tensors() if x.is_floating_point()]
@@ -281,6 +281,13 @@ def _refuse_non_finite(call: Call) -> None:
                 f"the data holds NaN or infinity: {bad} of the {values.numel()} values of {name}, shape "
                 f"{tuple(tensor.shape)}; look for a division by a zero std or for missing values in the preprocessing"
             )
+
+
+def same_numbers(a: Tensor, b: Tensor) -> bool:
+    """Whether two batches' tensors are equal; of those that cannot be compared by their shapes alone."""
+    if a.layout is not torch.strided or a.is_nested or a.is_meta:
+        return a.shape == b.shape
+    return torch.equal(a, b)
 
 
 def _is_one_sample(x: Tensor) -> bool:

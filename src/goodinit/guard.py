@@ -234,11 +234,13 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
+def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Tensor], bool] | None = None) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened.
 
     ``attributes``: and tensors that modules hold as plain attributes, and parameters that the forward exchanged for others, or
-    for other memory; otherwise on failure only. Lazy modules are without a form again on failure only.
+    for other memory; otherwise on failure only. ``stays``: on success, whether a tensor that a module holds as a plain attribute
+    now may stay; without, all may. On failure only are numbers, texts and flags as before, modules and hooks that the forward
+    added gone, and lazy modules without a form.
     """
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
@@ -249,12 +251,18 @@ def restored(model: nn.Module, *, attributes: bool = False) -> Iterator[None]:
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
     without_form = unformed(model)
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
+    parts = [(held, held.copy()) for module in modules for name in _PARTS if (held := getattr(module, name, None)) is not None]
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     succeeded = False
 
     def undoing() -> Iterator[Callable[[], object]]:
+        if not succeeded:
+            yield from (partial(_put_back, held, before) for held, before in parts)
+            yield from (partial(_put_back_values, module, before) for module, before, _ in plain)
+        elif stays is not None:
+            yield from (partial(_forget_state, module, before, stays) for module, before, _ in plain)
         if attributes or not succeeded:
             yield from (partial(_put_back_tensors, module, before) for module, before, _ in plain)
             yield from (partial(_put_back, module._parameters, before) for module, _, before in plain)
@@ -370,6 +378,49 @@ def _put_back_tensors(module: nn.Module, before: dict[str, Any]) -> None:
             else:
                 del now[name]
     now.update((name, value) for name, value in before.items() if isinstance(value, Tensor))
+
+
+# Of every module: what it is made of and what it calls, but for parameters and buffers; and the names of all that it has.
+_PARTS = [name for name, held in vars(nn.Module()).items() if isinstance(held, dict) and name not in ("_parameters", "_buffers")]
+_OF_MODULES = frozenset(vars(nn.Module()))
+# What torch.nn.utils' weight_norm, spectral_norm and prune call the parameters that they compute another one from.
+_COMPUTED_FROM = ("_v", "_orig")
+_VALUES = (bool, int, float, complex, str, bytes, type(None))
+
+
+def _own_values(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if isinstance(value, _VALUES) and name not in _OF_MODULES}
+
+
+def _put_back_values(module: nn.Module, before: dict[str, Any]) -> None:
+    """Attributes that are numbers, texts, flags or None now or were."""
+    now = vars(module)
+    for name in _own_values(now).keys() - before.keys():
+        del now[name]
+    for name, value in _own_values(before).items():
+        now[name] = value
+
+
+def _forget_state(module: nn.Module, before: dict[str, Any], stays: Callable[[Tensor], bool]) -> None:
+    """What a forward keeps of data for the next one, a state of another batch's size. Not if a flag says that it is there."""
+    now = vars(module)
+    kept = {name for name, value in now.items() if isinstance(value, Tensor) and before.get(name) is not value}
+    state = {
+        name
+        for name in kept
+        if isinstance(before.get(name), (Tensor, type(None)))
+        and not (stays(now[name]) or any(f"{name}{ending}" in module._parameters for ending in _COMPUTED_FROM))
+    }
+    values, values_before = (
+        {name: value for name, value in _own_values(each).items() if name not in state} for each in (now, before)
+    )
+    if values != values_before:
+        return
+    for name in state:
+        if name in before:
+            now[name] = before[name]
+        else:
+            del now[name]
 
 
 @contextmanager

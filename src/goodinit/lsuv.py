@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from goodinit import auto, guard
 from goodinit.batches import Call, Calls, Forward
@@ -165,12 +165,21 @@ def lsuv_(
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
-    with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model):
+    done: list[Scaling] = []
+    with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model, stays=_computed_in(done)):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
-        number = None if generator is None else randomness.followed
-        shards = None if checkpoint is None else Shards(checkpoint, model, purpose_of(model, options, mode, calls.first), number)
+        shards = (
+            Shards(
+                checkpoint,
+                model,
+                purpose_of(model, options, mode, calls.first),
+                None if generator is None else randomness.followed,
+            )
+            if checkpoint is not None
+            else None
+        )
         at_once = ranks.size > 1 or _is_sharded(model)
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards, at_once=at_once)
         with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
@@ -192,6 +201,7 @@ def lsuv_(
                 scaling.finish()
                 memory.rest()
                 scaling.draw_unused(model)
+                done.append(scaling)
                 memory.check()
                 records = scaling.ledger.records()
                 _refuse_nothing_reached(model, records, calls.first)
@@ -212,14 +222,13 @@ def lsuv_(
         seconds = time.perf_counter() - start, scaling.sampling_seconds
         pooled = swept.batches, swept.sweeps
         report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
-        for text in options.unknown_parts([record.name for record in records]):
-            warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=2)
         _warn(
             report,
             batches,
             swept,
             one_sample=ranks.size == 1 and batches == 1 and calls.first.samples_are_same,
             of_samples=calls.are_samples,
+            unknown=options.unknown_parts([record.name for record in records]),
         )
     return report
 
@@ -332,6 +341,11 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
         ranks.end(failure, scaling.adopt)
 
 
+def _computed_in(passes: Sequence[Scaling]) -> Callable[[Tensor], bool]:
+    """Whether a tensor was computed from parameters alone in the last of these passes; of none nothing is known."""
+    return lambda tensor: not passes or passes[-1].weights is None or passes[-1].weights.constant(tensor)
+
+
 def _refuse_nothing_reached(model: nn.Module, records: Sequence[Record], call: Call) -> None:
     if all(record.status == "unused" for record in records):
         if call.is_empty:
@@ -350,8 +364,10 @@ def _pooled(record: Record, swept: Swept, key: Key) -> Record:
     return replace(record, std_after=std, factor=factor, uses=(std, *record.uses[1:]), spread=swept.spreads[key])
 
 
-def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool, of_samples: bool) -> None:
-    """Warnings for all weights that should be at their target and are not, and for data that were not there."""
+def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool, of_samples: bool, unknown: Iterable[str]) -> None:
+    """Of patterns that mean nothing, of weights that should be at their target and are not, of data that were not there."""
+    for text in unknown:
+        warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=3)
     failed = [record for record in report if not record.ok]
     if failed:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])

@@ -105,11 +105,11 @@ class Materializer:
         fresh = {key: tensor for key, tensor in _own(module).items() if tensor.is_meta}
         if not fresh:
             return
-        whole = (tensor for tensor in _own(module).values() if not sharded.is_sharded(tensor))
-        others = [(tensor, tensor.detach().clone()) for tensor in whole if not tensor.is_meta]
+        unsharded = (tensor for tensor in _own(module).values() if not sharded.is_sharded(tensor))
+        others = [(tensor, tensor.detach().clone()) for tensor in unsharded if not tensor.is_meta]
         for tensor in fresh.values():
             self._allocate(tensor)
-        with torch.no_grad(), self._randomness.as_global(("reset", self._numbers[name]), self._device), _whole(module) as own:
+        with torch.no_grad(), self._randomness.as_global(("reset", self._numbers[name]), self._device), whole(module) as own:
             before = {key: (tensor, tensor._version) for key, tensor in own.items()}
             for reset in self._resets(name):
                 reset()
@@ -227,7 +227,14 @@ def target_device(model: nn.Module, device: torch.device | str | None) -> torch.
     if target.type == "meta":
         raise OptionError("device='meta' has no memory to put numbers into; name a real one, such as 'cpu' or 'cuda:0'")
     _check_mesh(model, target)
-    if not any(t.is_meta for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)):
+    tensors = [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
+    if not any(t.is_meta for t in tensors):
+        elsewhere = next((t.device for t in tensors if t.device.type != target.type), None)
+        if elsewhere is not None and not any(map(sharded.is_sharded, tensors)):
+            raise OptionError(
+                f"device={str(device)!r} is for tensors on the meta device, of which the model has none; it is on "
+                f"{str(elsewhere)!r}. Move it first: model.to({str(device)!r})"
+            )
         return None
     try:
         torch.empty(0, device=target)
@@ -258,7 +265,7 @@ def _around(name: str) -> list[str]:
 
 
 @contextmanager
-def _whole(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+def whole(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Inside, the module has whole tensors in the place of those of which this process holds a part. Gives all that it has."""
     held = {key: tensor for key, tensor in module._parameters.items() if sharded.is_sharded(tensor)}
     try:

@@ -41,6 +41,11 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def doubled(numbers: Tensor) -> Tensor:
+    """In float64; those of MPS on the CPU."""
+    return numbers.cpu().double() if numbers.device.type == "mps" else numbers.double()
+
+
 def moments(z: Tensor) -> Moments:
     """Moments over all elements of ``z`` (float or complex, any shape and strides), in float64."""
     if z.is_complex():

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from goodinit import guard
 from goodinit.batches import Forward, first_call
@@ -20,8 +21,10 @@ from goodinit.interception.computed import Sources
 from goodinit.interception.intercept import intercept, layers, module_operations
 from goodinit.interception.operation import Layout, Operation
 from goodinit.lsuv import lsuv_
+from goodinit.meta import whole
 from goodinit.options import Options, check_model
 from goodinit.orthonormal import orthonormal_
+from goodinit.processes import sharded
 from goodinit.processes.ranks import Ranks
 from goodinit.report import Report
 from goodinit.scaling import Scaling
@@ -98,7 +101,8 @@ def init_(
         forward: called as ``forward(model, data)`` in place of ``model(data)``.
         skip: shell-style patterns of weights to leave as they are, as for `goodinit.lsuv_`.
         generator: source of the random numbers; torch's global one by default.
-        distributed: of LSUV, as for `goodinit.lsuv_`.
+        distributed: whether all processes of torch.distributed take part, if there are any: all of them call this, and draw
+            the same weights, whatever their seeds are. LSUV measures over the data of all of them.
 
     Returns:
         A `Report` with one record a weight, status ``drawn`` if the scheme filled it; for LSUV that of `goodinit.lsuv_`.
@@ -123,8 +127,11 @@ def init_(
     if scheme in LSUV:
         return lsuv_(model, data, pre_init=LSUV[scheme], forward=forward, skip=skip, generator=generator, distributed=distributed)
     start = time.perf_counter()
-    options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
-    undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)
+    ranks = Ranks(model, distributed=distributed)
+    with ranks.together():
+        options = Options.checked(model, 1.0, _fill(scheme, nonlinearity, gain), skip)
+        undo, randomness, alone = guard.Undo(), guard.Randomness(generator), Ranks(model, distributed=False)
+    randomness.follow(ranks.gathered(randomness.number())[0])  # whatever their seeds are
     with guard.all_or_nothing(undo), randomness.preserved(model), guard.restored(model):
         drawing = (_Default if scheme == "default" else _Drawing)(options, undo, randomness, alone)
         with torch.inference_mode(False), torch.no_grad():
@@ -243,6 +250,11 @@ class _Drawing(Scaling):
     def _refuse_what_was_not_found(self, model: nn.Module, weights: Sources, found: int, *, passed: bool) -> None:
         for name, layer in layers(model):
             weight = getattr(layer, "weight", None)
+            if isinstance(weight, UninitializedParameter) and not self._options.skips(f"{name}.weight"):
+                raise ModelError(
+                    f"the weight of {name!r} has no shape yet (it is lazy); "
+                    + (f"the forward does not use it: skip={name!r} leaves it out" if passed else "data=, a batch, gives it one")
+                )
             if isinstance(weight, Tensor) and weights.find(weight) is None and not self._options.skips(f"{name}.weight"):
                 raise ModelError(
                     f"the weight of {name!r} is no parameter (torch.nn.utils.weight_norm makes such); "
@@ -262,8 +274,14 @@ class _Drawing(Scaling):
 class _Default(_Drawing):
     """Lets torch's layers fill themselves, biases too."""
 
-    def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:  # noqa: ARG002 - needs neither
+    def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
         """Reset all layers; returns the number of forward passes."""
+        passes = 0
+        if data is not None or forward is not None:  # gives lazy layers their form
+            call = first_call(model, data, forward)
+            with guard.forward_mode(model, "train"), self.explained(call):
+                call(model)
+            passes = 1
         super().run(model, None, None)
         weights = Sources(model)
         for number, (name, layer) in reversed(
@@ -272,13 +290,15 @@ class _Default(_Drawing):
             if nn.utils.parametrize.is_parametrized(layer):
                 raise ModelError(f"default cannot reset {name!r}, whose weight is parametrized; use another scheme")
             self._reset(number, name, layer, weights)
-        return 0
+        return passes
 
     def _draw(self, operation: Operation) -> None:
         """Nothing here: layers are reset as a whole."""
 
     def _reset(self, number: int, name: str, layer: nn.Module, weights: Sources) -> None:
         parameters = {f"{name}.{key}".lstrip("."): p for key, p in layer.named_parameters()}
+        if any(isinstance(p, UninitializedParameter) for p in parameters.values()):  # skipped; others are refused
+            return
         own = {key: weights.find(p) for key, p in parameters.items()}
         left_alone = {key for key, weight in own.items() if weight is not None and self._options.left_alone(weight)}
         kept = [(p, p.clone()) for key, p in parameters.items() if key in left_alone]
@@ -287,8 +307,13 @@ class _Default(_Drawing):
         for parameter in parameters.values():
             self._undo.remember(parameter)
         reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters")  # noqa: B009 - no attribute of Module's
-        with self._randomness.as_global(("layer", number), next(iter(parameters.values())).device):
+        held = dict(layer._parameters)
+        with self._randomness.as_global(("layer", number), next(iter(parameters.values())).device), whole(layer):
             reset()
+            now = dict(layer._parameters)
+        for key, own_part in held.items():
+            if own_part is not None and (drawn := now[key]) is not None and drawn is not own_part:  # sharded
+                sharded.assign_(own_part, drawn)
         for parameter, copy in kept:
             parameter.copy_(copy)
         torch.clear_autocast_cache()

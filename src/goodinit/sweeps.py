@@ -8,6 +8,7 @@ homogeneous (ReLU, no biases) r does not change when weights are rescaled, so th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from goodinit.batches import Call, Calls
+from goodinit.batches import Call, Calls, same_numbers
+from goodinit.errors import DataError, GoodinitWarning
 from goodinit.interception.intercept import intercept
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
 from goodinit.ledger import fetched
+from goodinit.moments import doubled
 from goodinit.outputs import Statistic, merged, statistic
 from goodinit.processes import sharded
 from goodinit.processes.messages import SIZE, N, message
@@ -27,6 +30,7 @@ from goodinit.processes.ranks import MismatchError, Ranks
 from goodinit.scaling import Scaling
 
 MOST_SWEEPS = 20
+_ONCE = "batches= reads it several times; keep them, list(itertools.islice(loader, batches))"
 Pass = Callable[[Call, Scaling], object]
 Watch = Callable[[Iterator[Call]], Iterator[Call]]
 """Passes the batches of a sweep on, and shows how far it is."""
@@ -79,7 +83,7 @@ class Sweeper:
         swept = Swept(factors=dict.fromkeys(targets, 1.0), converged=not targets)
         while not swept.converged and swept.sweeps < MOST_SWEEPS:
             self._pool(first, targets, swept)
-            if all(abs(std / targets[key] - 1) <= self.tol for key, std in swept.stds.items()):
+            if swept.stds and all(abs(std / targets[key] - 1) <= self.tol for key, std in swept.stds.items()):
                 swept.converged = True
                 break
             # The first batch's stds are the goals of the last pass on it.
@@ -126,6 +130,7 @@ class Sweeper:
         pooled: dict[Key, _Pooled] = {}
         count = 0
         for call in self.watch(self._in_step(iter(self.calls))):
+            self._compare(call, count)
             self.begin(count)
             count += 1
             measuring = Measuring(keys)
@@ -137,7 +142,15 @@ class Sweeper:
                 known.of_all = merged(known.of_all, found) if known.stds else found
                 known.stds.append(found.std)
         sharded.reshard(self.model)
+        if not count and not self.ranks.in_lockstep:
+            raise DataError(f"the data gave a batch once, and none when it was read again: {_ONCE}")
         return pooled, count
+
+    def _compare(self, call: Call, number: int) -> None:
+        """Warn where the first batch of a sweep is not the one whose stds it is to correct."""
+        pairs = zip(call.tensors(), self.calls.first.tensors(), strict=False)
+        if number == 0 and not all(same_numbers(ours, theirs) for (_, ours), (_, theirs) in pairs):
+            warnings.warn(f"lsuv_: the data gave other batches when it was read again: {_ONCE}", GoodinitWarning, stacklevel=2)
 
     def _in_step(self, calls: Iterator[Call]) -> Iterator[Call]:
         """As many as every process has, where they need each other in the forward."""
@@ -174,7 +187,7 @@ class _Pooled:
 
     def sums(self) -> Tensor:
         """What adds up over processes: of the elements, then of the batches' stds."""
-        stds = torch.stack(self.stds).double()
+        stds = doubled(torch.stack(self.stds))
         count = torch.full_like(stds[0], float(len(self.stds)))
         return torch.cat([message(self.of_all)[N:], torch.stack([stds.sum(), stds.square().sum(), count])])
 
@@ -199,7 +212,7 @@ class Measuring:
 
 def _added_up(pooled: Mapping[Key, _Pooled], keys: list[Key], ranks: Ranks) -> tuple[dict[Key, float], dict[Key, float]]:
     """Stds over all batches of all processes, and their spreads, of the weights that were used: one sum and one transfer."""
-    device = next(iter(pooled.values())).of_all.m2.device if pooled else ranks.device
+    device = next(iter(pooled.values())).sums().device if pooled else ranks.device
     nothing = torch.zeros(SIZE, dtype=torch.float64, device=device)
     rows = [pooled[key].sums() if key in pooled else nothing for key in keys]
     stds, spreads = {}, {}

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from goodinit.batches import Forward
 from goodinit.errors import GoodinitError, MissingExtraError, OptionError, annotate, require
 from goodinit.integrations.shared import Once, refuse
-from goodinit.integrations.side_effects import none_left
+from goodinit.integrations.side_effects import none_left, package_of
 from goodinit.loaders import Batches
 from goodinit.report import Report
 
@@ -55,9 +55,10 @@ class LSUVCallback(Callback):
 
     What runs is the module's ``training_step``: in Lightning that is what training runs, and a module's own ``forward`` may be
     something else, the encoder alone say. It runs in the Trainer's precision, on batches that went through the transfer hooks,
-    and leaves no side effects: nothing is logged, metrics and the module's attributes are as before. It runs without gradients,
-    and before the hooks ``on_train_start`` and ``on_train_epoch_start``. A module whose ``training_step`` needs these, or takes
-    optimizer steps itself (manual optimization), needs ``forward=``.
+    and leaves no side effects: nothing is logged, metrics and the attributes of all modules are as before (of objects that these
+    refer to, containers alone are put back). It runs without gradients, and before the module's own hooks ``on_fit_start``,
+    ``on_train_start`` and ``on_train_epoch_start``. A module whose ``training_step`` needs these, or takes optimizer steps itself
+    (manual optimization), needs ``forward=``.
 
     All processes take part (DistributedDataParallel, FSDP2) and end with the same weights. The training sees the batches and
     random numbers that it would have seen without the callback; of a data set that can be read but once, what was read is gone.
@@ -133,7 +134,10 @@ class LSUVCallback(Callback):
             return
         data = Batches(partial(_training_batches, trainer, combined), tuple(combined.flattened))
         with none_left(trainer, module):
-            self.report = self._once.run(module, data, forward=self._forward or partial(_training_step, trainer))
+            forward = (
+                partial(_training_step, trainer) if self._forward is None else partial(_in_precision, trainer, self._forward)
+            )
+            self.report = self._once.run(module, data, forward=forward)
         if self._log and trainer.is_global_zero:
             _log(self.report, trainer, module)
 
@@ -145,6 +149,12 @@ def _training_batches(trainer: Trainer, loaders: Any) -> Iterator[Any]:
         converted = trainer.precision_plugin.convert_input(batch)
         prepared = module._on_before_batch_transfer(converted, dataloader_idx=0)
         yield trainer.strategy.batch_to_device(prepared, dataloader_idx=0)
+
+
+def _in_precision(trainer: Trainer, forward: Forward, module: LightningModule, batch: Any) -> Any:
+    """A forward of the caller's as the Trainer runs training_step."""
+    with trainer.precision_plugin.train_step_context():
+        return forward(module, batch)
 
 
 def _training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
@@ -160,8 +170,8 @@ def _training_step(trainer: Trainer, module: LightningModule, batch: Any) -> Any
     except Exception as error:
         annotate(
             error,
-            "LSUVCallback: raised by training_step, which it runs without gradients and before on_train_start and "
-            f"on_train_epoch_start. Should that be the reason, pass {_FORWARD}",
+            "LSUVCallback: raised by training_step, which it runs without gradients and before the module's on_fit_start, "
+            f"on_train_start and on_train_epoch_start. Should that be the reason, pass {_FORWARD}",
         )
         raise
 
@@ -181,6 +191,10 @@ def _check_training_step(module: LightningModule) -> None:
 def _log(report: Report, trainer: Trainer, module: LightningModule) -> None:
     """To the Trainer's loggers."""
     for logger in trainer.loggers:
+        if isinstance(
+            logger, package_of(trainer).loggers.logger.DummyLogger
+        ):  # fast_dev_run's, which has whatever it is asked for
+            continue
         writer = getattr(logger, "experiment", None)
         if hasattr(writer, "add_histogram"):
             from goodinit.integrations.tensorboard import to_tensorboard  # noqa: PLC0415 - needs TensorBoard, which is there now

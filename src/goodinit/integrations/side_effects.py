@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,23 +23,29 @@ _OF_MODULES = frozenset(vars(nn.Module()))
 
 @contextmanager
 def none_left(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Inside, nothing is logged; afterwards the attributes of the module and the states of metrics in it are as before.
+    """Inside, nothing is logged; afterwards the attributes of all modules and the states of metrics are as before.
 
-    Of an attribute that is a list, dict, set or deque the items are put back, of a tensor the numbers.
+    Of attributes that are lists, dicts, sets or deques, of any class and inside of each other, the items are put back, of tensors
+    of the module itself the numbers.
     """
-    loggers, dummy = trainer.loggers, _package(trainer).loggers.logger.DummyLogger
-    kept = [(part, _attributes(part, deep=part is not module)) for part in _changing(module)]
+    loggers, dummy = trainer.loggers, package_of(trainer).loggers.logger.DummyLogger
+    metrics = {id(metric) for metric in _metrics(module)}
+    kept = []
+    for part in module.modules():
+        # Tensors of all other modules are the business of `goodinit.guard`.
+        with_tensors = part is module or id(part) in metrics
+        kept.append((part, _attributes(part, deep=id(part) in metrics, with_tensors=with_tensors), with_tensors))
     trainer.loggers = [dummy() for _ in loggers]
     vars(module).update(log=_nothing, log_dict=_nothing)
     try:
         yield
     finally:
         trainer.loggers = loggers
-        for part, attributes in kept:
-            _put_back(part, attributes)
+        for part, attributes, with_tensors in kept:
+            _put_back(part, attributes, with_tensors=with_tensors)
 
 
-def _package(trainer: Trainer) -> Any:
+def package_of(trainer: Trainer) -> Any:
     """Lightning, by the name that the trainer was imported by."""
     packages = (sys.modules.get(name) for name in ("lightning.pytorch", "pytorch_lightning"))
     return next(package for package in packages if package is not None and isinstance(trainer, package.Trainer))
@@ -48,40 +55,56 @@ def _nothing(*_: Any, **__: Any) -> None:
     """In place of ``self.log``."""
 
 
-def _changing(module: nn.Module) -> Iterator[nn.Module]:
-    """The module, and the metrics of torchmetrics in it, whose states are no buffers."""
-    yield module
+def _metrics(module: nn.Module) -> Iterator[nn.Module]:
+    """The metrics of torchmetrics in it, whose states are no buffers."""
     metrics = sys.modules.get("torchmetrics")
     if metrics is not None:
         yield from (m for m in module.modules() if isinstance(m, (metrics.Metric, metrics.MetricCollection)))
 
 
-def _attributes(part: nn.Module, *, deep: bool) -> dict[str, tuple[Any, Any]]:
-    """Every attribute with a copy of what it holds; of one that can hold nothing else, None."""
-    copied = copy.deepcopy if deep else copy.copy
-    held = ((name, value) for name, value in vars(part).items() if name not in _OF_MODULES)
-    return {name: (value, _contents(value, copied)) for name, value in held}
+Kept = dict[str, tuple[Any, list[Callable[[], object]]]]
+"""Attributes by name: the value, and what gives it back what it held."""
 
 
-def _contents(value: Any, copied: Any) -> Any:
-    if isinstance(value, Tensor) and not value.is_inference():
-        return value._version, value.detach().clone()
-    return copied(value) if type(value) in _CONTAINERS else None
+def _attributes(part: nn.Module, *, deep: bool, with_tensors: bool) -> Kept:
+    held = {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
+    if not with_tensors:
+        held = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
+    return {name: (value, list(_restoring(value, set(), tensors=deep))) for name, value in held.items()}
+
+
+def _restoring(value: Any, seen: set[int], *, tensors: bool, outermost: bool = True) -> Iterator[Callable[[], object]]:
+    """What gives containers, those in them, and tensors back what they hold now. ``tensors``: those in containers too."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if (outermost or tensors) and not value.is_inference():
+            yield partial(_renumber, value, value._version, value.detach().clone())
+    elif isinstance(value, _CONTAINERS):
+        held = copy.copy(value)
+        yield partial(_refill, value, held)
+        for item in held.values() if isinstance(held, dict) else held:
+            yield from _restoring(item, seen, tensors=tensors, outermost=False)
+
+
+def _renumber(tensor: Tensor, version: int, numbers: Tensor) -> None:
+    if tensor._version != version:
+        tensor.copy_(numbers)
+
+
+def _refill(container: Any, items: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, (list, deque)) else container.update)(items)
 
 
 @torch.no_grad()
-def _put_back(part: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:
+def _put_back(part: nn.Module, attributes: Kept, *, with_tensors: bool) -> None:
     held = vars(part)
     for name in held.keys() - attributes.keys() - _OF_MODULES:
-        del held[name]
-    for name, (value, contents) in attributes.items():
+        if with_tensors or not isinstance(held[name], Tensor):
+            del held[name]
+    for name, (value, steps) in attributes.items():
         held[name] = value
-        if contents is None:
-            continue
-        if isinstance(value, Tensor):
-            version, numbers = contents
-            if value._version != version:
-                value.copy_(numbers)
-        else:
-            value.clear()
-            (value.extend if isinstance(value, (list, deque)) else value.update)(contents)
+        for step in steps:
+            step()

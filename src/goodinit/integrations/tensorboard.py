@@ -72,15 +72,22 @@ def to_tensorboard(
 
 
 def _weights(result: Report | Signal, writer: Any, step: int, tag: str, model: nn.Module) -> None:
-    """The histogram of every parameter; not of those of which each process holds a part, which all would have to gather."""
+    """The histogram of every parameter, of a complex one of the absolute values; not of those of which each process holds a part,
+    which all would have to gather.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     names = list(dict.fromkeys(parameter_name(part.name) for part in result))
     missing = [name for name in names if name not in parameters]
     if missing:
         raise OptionError(f"{type(model).__name__} has no parameter {missing[0]!r}; pass the model that the result is of")
     for name in names:
-        if not sharded.is_sharded(parameters[name]):
-            writer.add_histogram(f"{tag}/weight/{name}", parameters[name].detach().float().cpu(), step)
+        if sharded.is_sharded(parameters[name]):
+            continue
+        weight = parameters[name].detach().cpu()
+        values = (weight.abs() if weight.is_complex() else weight).float()
+        values = values[values.isfinite()]
+        if len(values):  # of a weight that is nothing but NaN there is no histogram
+            writer.add_histogram(f"{tag}/weight/{name}", values, step)
 
 
 def _numbers(part: Record | Layer, lr: float | None) -> Iterator[tuple[str, float]]:

@@ -135,6 +135,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             with self:
                 product = chain()
             return product if kwargs.get("out") is None else written(kwargs["out"], product)
+        if func in OPERATORS:
+            self.weights.look_again((*args, *kwargs.values()))
         operation = find_operation(func, args, kwargs, self.weights)
         if operation is not None:
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)

@@ -7,7 +7,7 @@ reaches the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -232,6 +232,8 @@ class Weights:
         self._numbers: dict[str, int] = {}
         self._homes: dict[str, Tensor] = {}
         self._strangers: dict[int, Tensor] = {}
+        self._still_strangers: set[int] = set()
+        """Ids of those that an operator has used, and were looked for again then."""
         self._rows: dict[int, int] = {}
         self._crowded: set[int] = set()
         """Ids of the parameters that have a part of their memory in common with another one."""
@@ -264,6 +266,15 @@ class Weights:
         """Note that a tensor of the model's, which was on the meta device, has memory."""
         if (owner := self._by_id.get(id(tensor))) is not None:
             self._note_storage(*owner)
+
+    def look_again(self, tensors: Iterable[object]) -> None:
+        """Let parameters that are about to be used be looked for once more: a layer that the forward makes fills its own before
+        the model has it.
+        """
+        for tensor in tensors if self._strangers else ():
+            if id(tensor) in self._strangers and id(tensor) not in self._still_strangers:
+                self._still_strangers.add(id(tensor))
+                del self._strangers[id(tensor)]
 
     def find(self, tensor: object) -> Weight | None:
         """The weight that ``tensor`` is or shares memory with; None for anything else (data, activations, buffers)."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from goodinit.moments import doubled
 from goodinit.outputs import Statistic
 
 SIZE = 8
@@ -27,8 +28,8 @@ def message(found: Statistic, operator: int = 0) -> Tensor:
     sums = [operator, operator**2, 0.0, n, n * real, n * imag, square, 0.0 if cov is None else cov]
     if on_host:
         return torch.tensor(sums, dtype=torch.float64)
-    zero = torch.zeros_like(square, dtype=torch.float64)
-    return torch.stack([zero + value for value in sums])
+    zero = torch.zeros_like(doubled(square))
+    return torch.stack([zero + (value.to(zero.device) if isinstance(value, Tensor) else value) for value in sums])
 
 
 def waiting(device: torch.device, *, failed: bool, noted: bool = False) -> Tensor:
