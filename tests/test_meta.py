@@ -283,6 +283,8 @@ def test_bad_input():
     real = nn.Linear(3, 3)
     assert target_device(real, "cpu") is None
     assert lsuv_(real, x, device="cpu").ok
+    with pytest.raises(OptionError, match=r"the model has none; it is on 'cpu'. Move it first: model.to\('cuda'\)"):
+        lsuv_(real, x, device="cuda")
 
 
 # On several processes.
