@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import weakref
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 import rank_jobs
-from goodinit import DataError, ModelError, OptionError, lsuv_
+from goodinit import DataError, ModelError, OptionError, init_, lsuv_
 from goodinit.measurement import observer
 from goodinit.measurement.activations import _shape
 from goodinit.measurement.propagation import measure
@@ -50,6 +51,150 @@ def test_a_batch_of_one_has_no_std_between_samples():
     (signal,) = measure(nn.Linear(3, 4), torch.randn(1, 3))
     assert signal.std > 0
     assert signal.sample_std == 0
+
+
+def test_one_sample_without_an_axis_of_samples_is_one():
+    note = "The batch holds one sample: what lies between samples was not judged."
+    assert note in measure(nn.Linear(3, 4), torch.randn(3)).verdict
+    assert note in measure(nn.Conv2d(3, 4, 3), torch.randn(3, 8, 8)).verdict
+    assert note not in measure(nn.Linear(3, 4), torch.randn(5, 3)).verdict
+
+
+def test_few_samples_say_nothing_of_dead_units():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    note = "whether they are dead was not judged. Measure with 32 samples or more."
+    assert note in measure(model, torch.randn(16, 8)).verdict
+    assert note not in measure(model, torch.randn(32, 8)).verdict
+
+
+@pytest.mark.parametrize("run", ["forward", "backward"])
+def test_computed_weights_are_let_go_of(run):
+    """No circle through autograd's hooks, which Python's collector does not see into."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(37, 41))
+    model, x, y = nn.Sequential(layer, nn.Linear(41, 4)), torch.randn(16, 37), torch.randint(4, (16,))
+    for _ in range(3):
+        if run == "backward":
+            measure(model, (x, y), loss=F.cross_entropy)
+        else:
+            measure(model, x)
+    gc.collect()
+    # By type first: to ask all objects for their shape would wake deprecated ones.
+    kept = [each for each in gc.get_objects() if type(each) in (torch.Tensor, nn.Parameter) and each.shape == (41, 37)]
+    assert len(kept) == 1  # weight_v
+
+
+class Preprocessing(nn.Module):
+    """Normalizes its input in place, as torchvision's transforms may."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(F.relu(self.fc(x.sub_(5).div_(2)), inplace=True))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lsuv_,
+        lambda model, x: lsuv_(model, x, target_std="auto"),
+        lambda model, x: lsuv_(model, [x, x + 1], batches=2),
+        lambda model, x: init_(model, "he", x),
+        measure,
+        lambda model, x: measure(model, x, loss=lambda y: y.square().mean()),
+    ],
+)
+def test_the_batch_is_as_before_where_the_model_writes_into_it(call):
+    model, x = Preprocessing(), 5 + 2 * torch.randn(64, 8)
+    before = x.clone()
+    call(model, x)
+    assert torch.equal(x, before)
+    signal = measure(model, x)
+    assert signal.inputs[0][1] == pytest.approx(before.mean().item(), abs=1e-4)  # before the forward
+    assert signal["fc.weight"].mean == pytest.approx(model.fc((before - 5) / 2).mean().item(), abs=1e-4)
+
+
+class Counting(nn.Module):
+    """Counts, and makes a layer and a hook."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.calls, self.seen = nn.Linear(4, 4), 0, None
+
+    def forward(self, x):
+        self.calls, self.seen = self.calls + 1, "x"
+        self.late = nn.Linear(4, 4)
+        self.fc.register_forward_hook(lambda *_: None)
+        return self.late(self.fc(x))
+
+
+def test_what_the_forward_counts_and_makes_is_taken_back():
+    model = Counting()
+    assert len(measure(model, torch.randn(16, 4))) == 2
+    assert (model.calls, model.seen, hasattr(model, "late"), len(model.fc._forward_hooks)) == (0, None, False, 0)
+
+
+def test_lazy_layers_keep_the_form_that_they_got():
+    model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d())
+    measure(model, torch.randn(16, 4))
+    assert (model[0].in_features, model[1].num_features, type(model[0])) == (4, 8, nn.Linear)
+    model(torch.randn(3, 4))
+
+
+class Conjugated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(8, 6, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x @ self.w.conj()).conj()
+
+
+def test_conjugated_weights_and_gradients():
+    model, x = Conjugated(), torch.randn(40, 8, dtype=torch.complex64)
+    (layer,) = measure(model, x, loss=lambda y: (y * y).real.sum())
+    assert layer.weight_norm == pytest.approx(model.w.abs().square().sum().sqrt().item(), rel=1e-5)
+    z = (x @ model.w.conj()).detach().requires_grad_()
+    (z.conj() * z.conj()).real.sum().backward()
+    assert layer.grad_norm == pytest.approx(torch.linalg.vector_norm(z.grad).item(), rel=1e-5)
+
+
+def test_outputs_beyond_the_squares_of_float():
+    """float32's squares end at 1e19, float64's at 1e154."""
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 8)
+    report = lsuv_(net, 1e20 * x)
+    assert report.ok
+    assert net(1e20 * x).std(correction=0).item() == pytest.approx(1, abs=1e-3)
+    steep = nn.Sequential(nn.Linear(8, 8).double(), nn.Linear(8, 8).double())
+    with torch.no_grad():
+        steep[1].weight.mul_(1e200)
+    assert measure(steep, x.double())[1].std > 1e150
+
+
+def test_a_foreign_default_device():
+    net, data = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), (torch.randn(64, 8), torch.randint(4, (64,)))
+    generator = torch.Generator()
+    with torch.device("meta"):
+        assert measure(net, data, loss=F.cross_entropy)[0].effective_rank is not None
+        assert lsuv_(net, data[0], target_std="auto", generator=generator).ok
+        assert lsuv_(net, [data[0], data[0]], batches=2, generator=generator).ok
+
+
+def test_a_learning_rate_needs_a_loss():
+    with pytest.raises(OptionError, match=r"lr=0.1 judges updates, which need gradients: pass loss=, or leave lr out"):
+        measure(nn.Linear(3, 4), torch.randn(5, 3), lr=np.float64(0.1))
+    assert measure(nn.Linear(3, 4), torch.randn(5, 3), loss=lambda y: y.sum(), lr=np.float32(0.1)).lr == pytest.approx(0.1)
+
+
+def _of_any(*given):
+    return F.cross_entropy(*given)
+
+
+@pytest.mark.parametrize("loss", [lambda y, target=None: F.cross_entropy(y, target), _of_any], ids=["default", "any"])
+def test_a_target_that_a_loss_may_do_without_is_given_to_it(loss):
+    net, x, y = nn.Linear(8, 4), torch.randn(16, 8), torch.randint(4, (16,))
+    assert measure(net, (x, y), loss=loss).loss == pytest.approx(F.cross_entropy(net(x), y).item())
 
 
 class Twice(nn.Module):

@@ -118,9 +118,9 @@ def test_json_reads_back(measured):
     assert again.to_json() == text
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": 2, "layers": []}', '{"schema": 3, "layers": []}'])
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema": 3, "layers": []}', '{"schema": 4, "layers": []}'])
 def test_json_of_something_else(text):
-    with pytest.raises(ValueError, match="not a goodinit signal of schema 3"):
+    with pytest.raises(ValueError, match="not a goodinit signal of schema 4"):
         Signal.from_json(text)
 
 

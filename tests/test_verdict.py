@@ -309,7 +309,7 @@ def test_no_false_alarms_on_some_of_the_zoo(entry):
 
 def layers(stds, **fields):
     return [
-        Layer(f"{i}.weight", "linear", (8, 8), 0.0, std, std, weight_norm=1.0, output_shape=(32, 8), **fields)
+        Layer(f"{i}.weight", "linear", (8, 8), 0.0, std, std, weight_norm=1.0, output_shape=(32, 8), **{"channels": 8, **fields})
         for i, std in enumerate(stds)
     ]
 
@@ -494,8 +494,8 @@ def test_a_loss_far_above_that_of_guessing_is_told():
     data = tokens, tokens.roll(1, 1)
     before = measure(model, data, next_token)
     (found,) = before.findings
-    value, classes = before.cross_entropy
-    assert classes == 50
+    value, classes, layer = before.cross_entropy
+    assert (classes, layer) == (50, "tokens.weight")
     assert value == pytest.approx(next_token(model(tokens), data[1]).item(), rel=1e-5)
     assert (found.kind, found.layer) == ("overconfident", "tokens.weight")
     assert f"is {value:.3g}, where guessing one of 50 classes costs 3.91" in found.text
@@ -505,6 +505,41 @@ def test_a_loss_far_above_that_of_guessing_is_told():
     assert after.cross_entropy[0] < 4
     assert before.cross_entropy is not None
     assert measure(model, tokens).cross_entropy is None
+
+
+class Heads(nn.Module):
+    """Two of one trunk; the first one's logits are far too large."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.large, self.small = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 4)
+        with torch.no_grad():
+            self.large.weight.mul_(100)
+
+    def forward(self, x):
+        h = torch.tanh(self.trunk(x))
+        return self.large(h), self.small(h)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("both", [False, True])
+def test_of_several_heads_the_one_that_is_too_large_is_named(order, both):
+    torch.manual_seed(0)
+
+    def loss(outputs, y):
+        return sum(F.cross_entropy(outputs[i], y) if both or i == 0 else outputs[i].square().mean() for i in order)
+
+    (found,) = measure(Heads(), (torch.randn(64, 8), torch.randint(4, (64,))), loss).findings
+    assert (found.kind, found.layer) == ("overconfident", "large.weight")
+
+
+def test_weights_that_are_all_zero_are_not_healthy():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    for loss in (None, F.cross_entropy):
+        found = measure(model, (torch.randn(64, 8), torch.randint(4, (64,))), loss).findings
+        assert (found[0].kind, found[0].layer) == ("vanishing", "0.weight")
 
 
 @pytest.mark.parametrize("classes", [2, 10, 1000])

@@ -183,7 +183,8 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
     probe = Probe()
     with (
         torch.enable_grad(),
-        intercept(model, probe, remember=scaling.remember),
+        guard.batch_kept(tensor for _, tensor in call.tensors()) as about_to_write,
+        intercept(model, probe, remember=scaling.remember, about_to_write=about_to_write),
         guard.gradients_aside(tensor for _, tensor in call.tensors()),
     ):
         result = call(model)
@@ -344,7 +345,9 @@ def differentiate(result: Any, parameters: Sequence[Tensor], *, by_backward: boo
         return
     generator = torch.Generator().manual_seed(0)
     cotangents = [
-        torch.ones_like(t) if t.numel() == 1 else torch.randn(t.shape, generator=generator).to(device=t.device, dtype=t.dtype)
+        torch.ones_like(t)
+        if t.numel() == 1
+        else torch.randn(t.shape, generator=generator, device="cpu").to(device=t.device, dtype=t.dtype)
         for t in outputs
     ]
     gradients(outputs, cotangents, parameters, by_backward=by_backward)

@@ -123,7 +123,12 @@ def short_name(name: str) -> str:
 def axis_name(name: str) -> str:
     """A short name; a long one without its middle."""
     name = short_name(name)
-    return name if len(name) <= 20 else f"{name[:11]}…{name[-8:]}"
+    return literal(name if len(name) <= 20 else f"{name[:11]}…{name[-8:]}")
+
+
+def literal(text: str) -> str:
+    """For matplotlib, which takes what stands between dollars for a formula."""
+    return text.replace("$", r"\$")
 
 
 def spread(count: int, most: int) -> list[int]:

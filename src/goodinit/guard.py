@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from goodinit.errors import OptionError
+from goodinit.interception.weights import storage_of
 from goodinit.lazy import unformed
 from goodinit.processes import sharded
 from goodinit.seeds import Seeds, number_from
@@ -47,6 +48,19 @@ class Undo:
         """Copy a weight unless that has been done. Call it before every change."""
         if id(parameter) not in self._saved:
             self._saved[id(parameter)] = (parameter, None if is_lazy(parameter) else parameter.detach().clone())
+
+    def remember_those(self, tensors: Iterable[Tensor]) -> Callable[[Tensor], None]:
+        """To be called with any tensor before it is changed: copies those of these tensors that share its memory."""
+        by_memory: dict[int, list[Tensor]] = {}
+        for tensor in tensors:
+            if memory := storage_of(tensor):
+                by_memory.setdefault(memory, []).append(tensor)
+
+        def about_to_change(tensor: Tensor) -> None:
+            for each in by_memory.get(storage_of(tensor), ()):
+                self.remember(each)
+
+        return about_to_change
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -82,7 +96,17 @@ def undone() -> Iterator[Undo]:
     try:
         yield undo
     finally:
-        undo.restore()
+        _all_done([undo.restore], quiet=sys.exc_info()[0] is not None)
+
+
+@contextmanager
+def batch_kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[Tensor], None]]:
+    """The caller's tensors are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first).
+
+    Gives what is to be called with every tensor before it is written into: then a copy is made, of these alone.
+    """
+    with undone() as undo:
+        yield undo.remember_those(tensors)
 
 
 class Randomness:
@@ -237,10 +261,10 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
 def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Tensor], bool] | None = None) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened.
 
-    ``attributes``: and tensors that modules hold as plain attributes, and parameters that the forward exchanged for others, or
-    for other memory; otherwise on failure only. ``stays``: on success, whether a tensor that a module holds as a plain attribute
-    now may stay; without, all may. On failure only are numbers, texts and flags as before, modules and hooks that the forward
-    added gone, and lazy modules without a form.
+    ``attributes``: and tensors, numbers, texts and flags that modules hold as plain attributes, modules and hooks that the
+    forward added, and parameters that it exchanged for others, or for other memory; otherwise on failure only. ``stays``: on
+    success, whether a tensor that a module holds as a plain attribute now may stay; without, all may. Lazy modules are without a
+    form again on failure only.
     """
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
@@ -251,16 +275,20 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
     without_form = unformed(model)
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
-    parts = [(held, held.copy()) for module in modules for name in _PARTS if (held := getattr(module, name, None)) is not None]
+    own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
+    parts = [(module, held, held.copy()) for module, held in own if held is not None]
+    formed = {each.module for each in without_form}  # inside, perhaps
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
     succeeded = False
 
     def undoing() -> Iterator[Callable[[], object]]:
-        if not succeeded:
-            yield from (partial(_put_back, held, before) for held, before in parts)
-            yield from (partial(_put_back_values, module, before) for module, before, _ in plain)
+        if attributes or not succeeded:
+            yield from (
+                partial(_put_back, held, before) for module, held, before in parts if not (succeeded and module in formed)
+            )
+            yield from (partial(_put_back_values, m, before) for m, before, _ in plain if not (succeeded and m in formed))
         elif stays is not None:
             yield from (partial(_forget_state, module, before, stays) for module, before, _ in plain)
         if attributes or not succeeded:

@@ -12,7 +12,7 @@ class Unformed:
 
     def __init__(self, module: nn.Module) -> None:
         attributes = vars(module)
-        self._module, self._class, self._attributes = module, type(module), dict(attributes)
+        self.module, self._class, self._attributes = module, type(module), dict(attributes)
         # Of parameters, buffers and hooks: those that would give it its form are gone once it has one.
         self._contents = [(held, held.copy()) for held in attributes.values() if isinstance(held, dict)]
         held = (*module._parameters.values(), *module._buffers.values())
@@ -26,8 +26,8 @@ class Unformed:
         for held, content in self._contents:
             held.clear()
             held.update(content)
-        self._module.__class__ = self._class
-        vars(self._module).update(self._attributes)
+        self.module.__class__ = self._class
+        vars(self.module).update(self._attributes)
 
 
 def unformed(model: nn.Module) -> list[Unformed]:

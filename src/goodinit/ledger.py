@@ -42,7 +42,7 @@ class Outcome:
     @classmethod
     def of_numbers(cls, numbers: list[float]) -> Outcome:
         """Of a call that was interrupted, from `Ledger.scaled`."""
-        std, factor, alive, scaled = (torch.tensor(number, dtype=torch.float64) for number in numbers)
+        std, factor, alive, scaled = (torch.tensor(number, dtype=torch.float64, device="cpu") for number in numbers)
         return cls(std, factor, alive != 0, scaled != 0)
 
 

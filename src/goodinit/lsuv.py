@@ -327,12 +327,21 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
     sharded.reshard(model)
     failure: BaseException | None = None
     try:
-        seen = intercept(model, scaling, scaling.prepare, memory or None, remember=scaling.remember)
-        scaling.begin(seen.weights)
-        if memory is not None:
-            memory.begin(scaling, seen.weights)
-        with noted_calls(model, scaling.called), scaling.explained(call), ranks.explained(), ranks.meeting(scaling.adopt), seen:
-            call(model)
+        with guard.batch_kept(tensor for _, tensor in call.tensors()) as about_to_write:
+            seen = intercept(
+                model, scaling, scaling.prepare, memory or None, remember=scaling.remember, about_to_write=about_to_write
+            )
+            scaling.begin(seen.weights)
+            if memory is not None:
+                memory.begin(scaling, seen.weights)
+            with (
+                noted_calls(model, scaling.called),
+                scaling.explained(call),
+                ranks.explained(),
+                ranks.meeting(scaling.adopt),
+                seen,
+            ):
+                call(model)
     except BaseException as error:
         failure = error
         raise

@@ -83,8 +83,12 @@ def _shifted_sums(z: Tensor, work: torch.dtype) -> tuple[list[int], Tensor]:
         else:
             d.copy_(chunk).sub_(shift)
         counts.append(chunk.numel())
-        sums += (d.sum(), d.square_().sum())
-    return counts, torch.stack(sums)
+        total, square = d.sum(), d.square_().sum()
+        if d.device.type == "cpu" and torch.isinf(square):  # beyond float32's squares, and not its numbers
+            square = (chunk.double() - shift).square_().sum()
+        sums += (total, square)
+    widest_ = torch.float64 if any(each.dtype == torch.float64 for each in sums) else work
+    return counts, torch.stack([each.to(widest_) for each in sums])
 
 
 def chunks(z: Tensor, size: int) -> Iterator[Tensor]:

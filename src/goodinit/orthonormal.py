@@ -78,8 +78,8 @@ def orthonormal_(
     check_method(method)
     if not (generator is None or isinstance(generator, torch.Generator)):
         raise OptionError(f"generator must be a torch.Generator: generator=torch.Generator().manual_seed(0); got {generator!r}")
-    if not is_number(gain):
-        raise OptionError(f"gain must be a number; got {gain!r}")
+    if not is_number(gain) or not math.isfinite(gain):
+        raise OptionError(f"gain must be a finite number; got {gain!r}")
     if weight.numel() == 0:
         return weight
     device = weight.device if generator is None else generator.device

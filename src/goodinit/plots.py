@@ -20,6 +20,7 @@ from goodinit.canvas import (
     colours,
     is_dark,
     label_layers,
+    literal,
     muted,
     new_axes,
     new_figure,
@@ -28,6 +29,7 @@ from goodinit.canvas import (
     spread,
     themed,
 )
+from goodinit.errors import OptionError, is_number
 from goodinit.measurement.layer import HEALTHY_UPDATES, Layer
 from goodinit.measurement.signals import Signal
 from goodinit.report import Report
@@ -89,7 +91,7 @@ def plot_signal(
         if has_gradients:
             plot_gradients(before, after, labels=labels, ax=axes[2])
             plot_updates(before, after, lr=lr, labels=labels, ax=axes[3])
-        figure.suptitle(_title(before, after, labels) if title is None else title, fontsize="medium")
+        figure.suptitle(literal(_title(before, after, labels) if title is None else title), fontsize="medium")
     return figure, axes
 
 
@@ -120,8 +122,8 @@ def plot_stds(
     if isinstance(before, Report) and after is None:
         sides.insert(0, {record.name: record.std_before for record in before if record.std_before is not None})
     names = _curves(ax, sides, labels if len(sides) > 1 else ("all elements",))
-    signals = [side for side in (before, after) if isinstance(side, Signal)]
-    for i, signal in enumerate(signals):
+    signals = [(i, side) for i, side in enumerate((before, after)) if isinstance(side, Signal)]
+    for i, signal in signals:
         among = {layer.name: layer.sample_std for layer in signal if layer.output_shape[:1] != (1,)}
         ax.plot(
             _places(names, among),
@@ -129,7 +131,7 @@ def plot_stds(
             color=colours(ax)[i],
             linestyle=_DASHES,
             linewidth=1.5,
-            label="between samples" if i == 0 else None,
+            label="between samples" if i == signals[0][0] else None,
         )
     return _finished(ax, names, "std of the output")
 
@@ -162,12 +164,12 @@ def plot_updates(
     Args:
         before: a signal.
         after: another one.
-        lr: the learning rate; by default the signal's own, or 0.01.
+        lr: the learning rate; by default that of the last signal that has one, or 0.01.
         labels: of the two.
         ax: where to draw; a figure of its own by default.
     """
     ax = ax or new_axes()
-    rate = lr or before.lr or 0.01
+    rate = rate_of(lr, before, after)
     ax.axhspan(
         *HEALTHY_UPDATES,
         color=colours(ax)[2],
@@ -178,6 +180,19 @@ def plot_updates(
     )
     names = _numbers(ax, (before, after), labels, lambda layer: layer.relative_update(rate))
     return _finished(ax, names, f"relative update at lr={rate:g}")
+
+
+def rate_of(lr: float | None, *signals: Signal | None) -> float:
+    """The learning rate that relative updates are shown for: the given one, or the last signal's that has one, or 0.01.
+
+    Raises:
+        OptionError: it is not positive.
+    """
+    given = [lr, *(signal.lr for signal in reversed(signals) if signal is not None)]
+    rate = next((each for each in given if each is not None), 0.01)
+    if not (is_number(rate) and 0 < rate < float("inf")):
+        raise OptionError(f"lr must be a positive number; got {rate!r}")
+    return rate
 
 
 def _stds(side: Stds) -> dict[str, float]:
@@ -212,7 +227,7 @@ def _curves(ax: Axes, sides: Sequence[Mapping[str, float]], labels: Sequence[str
             markersize=4,
             markevery=math.ceil(len(names) / 40),
             linewidth=1.5,
-            label=label,
+            label=label and literal(label),
         )
     ax.set_yscale("log", nonpositive="clip")
     return names

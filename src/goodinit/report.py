@@ -274,12 +274,13 @@ def rich_table(
     """The same for rich's console, each row in its style."""
     from rich import box  # noqa: PLC0415 - an extra
     from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415 - so that brackets in names are no markup
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))  # fits 80 columns
     for i, column in enumerate(head):
-        made.add_column(column, justify="right" if i in right else "left", no_wrap=i != 0, overflow="fold")
+        made.add_column(Text(column), justify="right" if i in right else "left", no_wrap=i != 0, overflow="fold")
     for row, style in zip(rows, styles, strict=True):
-        made.add_row(*row, style=style)
+        made.add_row(*map(Text, row), style=style)
     return made
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from goodinit.canvas import LABELS, axis_name, colours, new_axes, spread
+from goodinit.canvas import LABELS, axis_name, colours, literal, new_axes, spread
 from goodinit.measurement.layer import Layer
 from goodinit.measurement.samples import REACH
 from goodinit.measurement.signals import Signal
@@ -34,7 +34,7 @@ def plot_ridges(
                 x, heights = _outline(side[name])
                 y = [_OVERLAP * height - place for height in heights]
                 ax.fill_between(x, -place, y, color=colour, alpha=0.3, linewidth=0, zorder=place)
-                ax.plot(x, y, color=colour, linewidth=0.9, zorder=place + 0.5, label=label if name == shown[0] else None)
+                ax.plot(x, y, color=colour, linewidth=0.9, zorder=place + 0.5, label=literal(label) if name == shown[0] else None)
     ax.set_yticks([-place for place in range(len(shown))], [axis_name(name) for name in shown], fontsize="small")
     ax.set_xlabel("output")
     if len(sides) > 1:

@@ -217,7 +217,12 @@ class _Drawing(Scaling):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
         """Draw all weights; returns the number of forward passes."""
         call = None if data is None and forward is None else first_call(model, data, forward)
-        with guard.forward_mode(model, "train"), intercept(model, self, self.prepare, remember=self.remember) as seen:
+        given = () if call is None else (tensor for _, tensor in call.tensors())
+        with (
+            guard.forward_mode(model, "train"),
+            guard.batch_kept(given) as about_to_write,
+            intercept(model, self, self.prepare, remember=self.remember, about_to_write=about_to_write) as seen,
+        ):
             self.begin(seen.weights)
             if call is not None:
                 with self.explained(call):

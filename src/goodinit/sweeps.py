@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from goodinit import guard
 from goodinit.batches import Call, Calls, same_numbers
 from goodinit.errors import DataError, GoodinitWarning
 from goodinit.interception.intercept import intercept
@@ -135,7 +136,11 @@ class Sweeper:
             count += 1
             measuring = Measuring(keys)
             sharded.reshard(self.model)
-            with self.ranks.explained(), intercept(self.model, measuring, remember=remember):
+            with (
+                self.ranks.explained(),
+                guard.batch_kept(tensor for _, tensor in call.tensors()) as about_to_write,
+                intercept(self.model, measuring, remember=remember, about_to_write=about_to_write),
+            ):
                 call(self.model)
             for key, found in measuring.found.items():
                 known = pooled.setdefault(key, _Pooled(found, []))

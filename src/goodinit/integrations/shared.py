@@ -58,7 +58,7 @@ class Once:
 def apart() -> Iterator[None]:
     """Random numbers inside follow from the first process's, the same in all; outside they go on as if none had been drawn."""
     kept = torch.get_rng_state()
-    seeds = [int(torch.randint(2**62, ()))]
+    seeds = [int(torch.randint(2**62, (), device="cpu"))]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.broadcast_object_list(seeds, src=0)
     try:

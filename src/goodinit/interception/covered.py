@@ -54,7 +54,7 @@ class Covered:
             extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
             if weight.start is not None:
                 extent = p.untyped_storage().nbytes() // p.element_size()
-            self._masks[key] = torch.zeros(extent, dtype=torch.bool)
+            self._masks[key] = torch.zeros(extent, dtype=torch.bool, device="cpu")
             for known in self._regions.get(key, ()):
                 _elements(self._masks[key], known).fill_(True)
         return _elements(self._masks[key], region)

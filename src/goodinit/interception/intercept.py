@@ -99,9 +99,10 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         *,
         watch: Watch | None = None,
         remember: Callable[[Tensor], object] | None = None,
+        about_to_write: Callable[[Tensor], object] | None = None,
     ) -> None:
         """``arrive``: sees the arguments of every call before it: tensors on the meta device may get memory now. ``remember``:
-        is given a parameter that the model is about to change itself.
+        is given a parameter that the model is about to change itself, ``about_to_write`` any other tensor.
         """
         super().__init__()
         self.weights = Sources(model)
@@ -110,6 +111,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         self._arrive = arrive
         self._watch = watch
         self._remember = remember
+        self._about_to_write = about_to_write
 
     def __torch_function__(
         self, func: Function, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -164,6 +166,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         for tensor in written:
             if (weight := self.weights.parameter(tensor)) is not None:
                 self._remember(weight.held)
+            elif self._about_to_write is not None and isinstance(tensor, Tensor):
+                self._about_to_write(tensor)
 
     def _handle_outside(self, operation: Operation) -> Tensor:
         """In a transform of torch.func the handler gets the output of all samples, and the model what the final weight gives."""

@@ -90,8 +90,8 @@ def shape_of(function: Function, args: Iterable[Any], kwargs: dict[str, Any]) ->
 @cache
 def _shape(function: Function, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Shape:
     with torch.inference_mode(False), torch.enable_grad(), saved_tensors_hooks(_as_it_is, _as_it_is):  # not a checkpoint's
-        even = torch.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1, dtype=torch.float64) / _PER_UNIT
-        x = torch.cat([even, torch.tensor([-_TINY, _TINY])]).sort().values.requires_grad_()
+        even = torch.arange(-_REACH * _PER_UNIT, _REACH * _PER_UNIT + 1, dtype=torch.float64, device="cpu") / _PER_UNIT
+        x = torch.cat([even, torch.tensor([-_TINY, _TINY], dtype=torch.float64, device="cpu")]).sort().values.requires_grad_()
         y = function(x * 1, *args, **dict(kwargs))  # a copy: it may be overwritten
         (slope,) = torch.autograd.grad(y.sum(), x)
     share = slope.abs() / slope.abs().max()

@@ -24,6 +24,8 @@ class Objective:
     """How many items of a batch it is given."""
     optional: bool = False
     """Whether it may do without: what a builtin takes cannot be asked."""
+    more: int = 0
+    """How many items of what the model does not take it is given besides, if there are any."""
 
     @classmethod
     def checked(cls, loss: Loss) -> Objective | None:
@@ -42,7 +44,7 @@ class Objective:
                 f'"output" for a model that returns its loss; got {loss!r}'
             )
         required = _required(loss)
-        return cls(loss, 1, optional=True) if required is None else cls(loss, required - 1)
+        return cls(loss, 1, optional=True) if required is None else cls(loss, required - 1, more=_more(loss, required))
 
     def of(self, output: Any, call: Call) -> Tensor:
         """The loss of an output.
@@ -58,6 +60,7 @@ class Objective:
                 f"the loss takes the output and {self.targets} more, the batch has {len(targets)} more than the model takes "
                 f"({call}); pass the target with it: measure(model, (x, y), loss=…), or a loss of the output alone"
             )
+        targets += call.rest[len(targets) : len(targets) + self.more]
         try:
             value = self.function(output, *targets)
         except Exception as error:
@@ -98,11 +101,26 @@ def _scalar(value: Any) -> Tensor:
 def _required(loss: Callable[..., Any]) -> int | None:
     """How many positional arguments it must be given, one at least; None where that cannot be known."""
     try:
-        parameters = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values()
+        parameters = _parameters(loss)
     except (TypeError, ValueError):
         return None
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return max(1, sum(p.default is p.empty for p in positional))
+
+
+def _more(loss: Callable[..., Any], required: int) -> int:
+    """How many more it may be meant to be given, where it must be given the output alone: ``target=None``, ``*targets``."""
+    if required > 1:  # what else torch's own have are weights and the like
+        return 0
+    parameters = _parameters(loss)
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return len(parameters) + 99
+    others = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
+    return int(bool(others) and others[0].default is None)
+
+
+def _parameters(loss: Callable[..., Any]) -> list[inspect.Parameter]:
+    return list(inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters.values())
 
 
 def _kind(value: Any) -> str:

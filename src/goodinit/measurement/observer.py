@@ -5,6 +5,7 @@ Nothing that the model computes is changed, no activation is kept, and no device
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -20,6 +21,7 @@ from goodinit.interception.intercept import module_operations
 from goodinit.interception.operation import Operation
 from goodinit.interception.operators import Function
 from goodinit.interception.weights import Weight
+from goodinit.ledger import Number
 from goodinit.measurement.activations import NON_LINEARITIES, NORMALIZATIONS, Trail, input_of
 from goodinit.measurement.layer import Layer
 from goodinit.measurement.samples import Shelf
@@ -39,8 +41,8 @@ class Observer:
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
         self._shelf = Shelf()
-        self.cross_entropy: tuple[Tensor, int] | None = None
-        """The last mean of one that was taken, and of how many classes."""
+        self._entropies: list[tuple[Tensor, int, str]] = []
+        """Means of cross-entropies that were taken: of how many classes, and of which layer's output if that is known."""
         self._forward = True
         self._ran_without_grad = False
 
@@ -84,7 +86,9 @@ class Observer:
                 activate(activated, given.detach(), function, args[1:], kwargs)
         out = self._trail.follow(function, args, kwargs, call)
         if function is F.cross_entropy and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor):
-            self.cross_entropy = out.detach(), given.shape[min(1, given.dim() - 1)]
+            source = self._trail.find(given)
+            name = "" if source is None else source.weight.name
+            self._entropies.append((out.detach(), given.shape[min(1, given.dim() - 1)], name))
         return out
 
     # The way back.
@@ -136,6 +140,14 @@ class Observer:
                 self._unmeasured.setdefault(operation.weight.name, "unused")
         return tuple(self._unmeasured.items())
 
+    def cross_entropy(self) -> tuple[float, int, str] | None:
+        """The largest of them in the loss of guessing. One alone whose layer is not known is of the last one, mostly."""
+        found = [(value.item(), classes, name) for value, classes, name in self._entropies]
+        if not found:
+            return None
+        value, classes, name = max(found, key=lambda each: each[0] / math.log(each[1]) if each[1] > 1 else 0.0)
+        return value, classes, name or (list(self.traces)[-1] if len(found) == 1 and self.traces else "")
+
     def layers(self) -> tuple[Layer, ...]:
         """All measurements as numbers: only now is the device waited for."""
         return layers_of(list(self.traces.values()))
@@ -145,11 +157,12 @@ def _await_computed(trace: Trace, weight: Weight) -> None:
     """Of a weight that is computed from parameters the gradient is taken where it is used."""
     if weight.divisible or not weight.tensor.requires_grad:
         return
-    trace.weight_grads = []
+    found: list[Number] = []
+    trace.weight_grads = found
 
-    def keep(gradient: Tensor) -> None:
+    def keep(gradient: Tensor) -> None:  # holds no trace, which holds the weight: no collector would find that circle
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            trace.weight_grads = norms(gradient)
+            found[:] = norms(gradient)
 
     weight.tensor.register_hook(keep)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from goodinit import guard
 from goodinit.batches import Call, Forward, first_call
-from goodinit.errors import OptionError, annotate
+from goodinit.errors import OptionError, annotate, is_number
 from goodinit.interception.computed import Sources
 from goodinit.interception.intercept import intercept
 from goodinit.measurement.losses import Loss, Objective
@@ -69,8 +69,10 @@ def measure(
     check_model(model)
     if mode not in ("train", "eval"):
         raise OptionError(f"mode must be 'train' or 'eval'; got {mode!r}")
-    if lr is not None and not (isinstance(lr, (int, float)) and 0 < lr < float("inf")):
+    if lr is not None and not (is_number(lr) and 0 < lr < float("inf")):
         raise OptionError(f"lr must be a positive number; got {lr!r}")
+    if lr is not None and loss is None:
+        raise OptionError(f"lr={lr:g} judges updates, which need gradients: pass loss=, or leave lr out")
     objective = Objective.checked(loss)
     observer = Observer()
     with (
@@ -80,10 +82,11 @@ def measure(
         guard.restored(model, attributes=True),
     ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
+        inputs = _inputs(call)
         with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
             value, weights = _run(model, call, objective, observer, undo)
         layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
-        inputs, entropy = _inputs(call), observer.cross_entropy
+        entropy = observer.cross_entropy()
     seconds = time.perf_counter() - start
     return Signal(
         layers,
@@ -92,7 +95,7 @@ def measure(
         lr,
         seconds,
         unmeasured,
-        cross_entropy=None if entropy is None else (entropy[0].item(), entropy[1]),
+        cross_entropy=entropy,
         inputs=inputs,
     )
 
@@ -115,7 +118,14 @@ def _run(
     sharded.reshard(model)
     try:
         inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
-        seen = intercept(model, observer, observer.prepare, watch=observer.watch, remember=undo.remember)
+        seen = intercept(
+            model,
+            observer,
+            observer.prepare,
+            watch=observer.watch,
+            remember=undo.remember,
+            about_to_write=undo.remember_those(tensor for _, tensor in call.tensors()),
+        )
         with inputs, guard.without_reduction(model), seen:
             with _explained(observer, call):
                 output = call(model)

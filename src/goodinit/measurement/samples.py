@@ -74,7 +74,7 @@ def effective_ranks(rows: Sequence[Tensor]) -> list[float | None]:
     for places, x in _stacks(rows):
         gram = _grams(x).to("cpu", torch.float32)
         finite = gram.isfinite().all(-1).all(-1)
-        eigenvalues = torch.linalg.eigvalsh(gram.where(finite[:, None, None], torch.zeros(()))).clamp_min(0)
+        eigenvalues = torch.linalg.eigvalsh(gram.where(finite[:, None, None], torch.zeros((), device="cpu"))).clamp_min(0)
         total = eigenvalues.sum(-1, keepdim=True)
         entropies = torch.special.entr(eigenvalues / total.clamp_min(torch.finfo(total.dtype).tiny)).sum(-1)
         found = entropies.exp() * (total[:, 0] > 0)  # a constant has rank 0
@@ -103,9 +103,11 @@ def histograms(rows: Sequence[Tensor], means: Sequence[float], stds: Sequence[fl
         places = [usable[number] for number in numbers]
         flat = x.flatten(1)
         some = flat[:, :: _step(flat.shape[1], _COUNTED)].to("cpu", torch.float64)
-        mean, std = (torch.tensor([values[i] for i in places], dtype=torch.float64)[:, None] for values in (means, stds))
+        mean, std = (
+            torch.tensor([values[i] for i in places], dtype=torch.float64, device="cpu")[:, None] for values in (means, stds)
+        )
         bins = ((some - mean) / std + REACH).mul_(BINS / (2 * REACH)).floor_().clamp_(-1, BINS).nan_to_num_(-1).to(torch.int64)
-        bins += 1 + torch.arange(len(places))[:, None] * (BINS + 2)  # the first and the last are for what is beyond
+        bins += 1 + torch.arange(len(places), device="cpu")[:, None] * (BINS + 2)  # the first and the last are for what is beyond
         counts = bins.flatten().bincount(minlength=len(places) * (BINS + 2)).view(len(places), BINS + 2)
         for place, row in zip(places, counts[:, 1:-1].tolist(), strict=True):
             found[place] = tuple(row)

@@ -22,7 +22,7 @@ from goodinit.report import no_such_weight, number, percent, printed, rich_table
 
 __all__ = ["Comparison", "Finding", "Layer", "Signal"]
 
-_SCHEMA = 3
+_SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Signal:
     unmeasured: tuple[tuple[str, str], ...] = ()
     """The model's other weights, each with the reason, a key of `goodinit.report.STATUSES`: ``"recurrent"`` or ``"unsupported"``
     where an operator is not linear in it, ``"unused"`` where the forward does not come to it."""
-    cross_entropy: tuple[float, int] | None = None
-    """Where the loss takes one: its mean over the batch, and of how many classes."""
+    cross_entropy: tuple[float, int, str] | None = None
+    """Where the loss takes one: its mean over the batch, of how many classes, and of which layer's output (empty if that is not
+    known); of several the largest beside that of guessing."""
     inputs: tuple[tuple[str, float, float], ...] = ()
     """What the model was given: each argument of real numbers with its mean and std."""
 
@@ -138,13 +139,16 @@ class Signal:
         if not isinstance(raw, dict) or raw.pop("schema", None) != _SCHEMA or set(raw) != {f.name for f in fields(cls)}:
             raise ValueError(f"not a goodinit signal of schema {_SCHEMA}: {text[:80]!r}")
         layers, unmeasured, inputs, entropy = (raw.pop(key) for key in ("layers", "unmeasured", "inputs", "cross_entropy"))
-        return cls(
-            tuple(map(_layer, layers)),
-            unmeasured=tuple((str(name), str(status)) for name, status in unmeasured),
-            inputs=tuple((str(name), float(mean), float(std)) for name, mean, std in inputs),
-            cross_entropy=None if entropy is None else (float(entropy[0]), int(entropy[1])),
-            **{k: _number_of(v, k) for k, v in raw.items()},
-        )
+        try:
+            return cls(
+                tuple(map(_layer, layers)),
+                unmeasured=tuple((str(name), str(status)) for name, status in unmeasured),
+                inputs=tuple((str(name), float(mean), float(std)) for name, mean, std in inputs),
+                cross_entropy=None if entropy is None else (float(entropy[0]), int(entropy[1]), str(entropy[2])),
+                **{k: _number_of(v, k) for k, v in raw.items()},
+            )
+        except (AttributeError, IndexError, TypeError) as error:
+            raise ValueError(f"not a whole goodinit signal ({error}): {text[:80]!r}") from error
 
     def __str__(self) -> str:
         head, rows = self._table()

@@ -51,13 +51,13 @@ class Summary:
     def numbers(self, values: Iterator[float]) -> Numbers:
         """What they come to: of the values of `raw`."""
         shift = next(values)
-        within, sums, means = (sum(next(values) ** 2 for _ in part) for part in (self.within, self.sums, self.means))
-        total, square = next(values), next(values) ** 2
+        within, sums, means = (sum(squared(next(values)) for _ in part) for part in (self.within, self.sums, self.means))
+        total, square = next(values), squared(next(values))
         n, f, c = self.samples, self.features, self.channels
         sample_var = _positive(within - sums / n) / (n * f)
-        feature_var = _positive(means / f - (total / f) ** 2)
+        feature_var = _positive(means / f - squared(total / f))
         each = f // c  # places of a channel in one sample
-        channel_var = _positive(square / c / each**2 - (total / f) ** 2)
+        channel_var = _positive(square / c / each**2 - squared(total / f))
         return Numbers(shift + total / f, sample_var + feature_var, sample_var, channel_var)
 
 
@@ -123,7 +123,7 @@ def _root(x: Tensor) -> Number:
 
 def norms(x: Tensor) -> list[Number]:
     """Roots of the sums of squares of a tensor's parts: it is not copied as a whole."""
-    x = torch.view_as_real(x) if x.is_complex() else x
+    x = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
     return [_root(part) for part in chunks(x, _BLOCK_CPU if x.device.type == "cpu" else _BLOCK_GPU)]
 
 
@@ -153,6 +153,11 @@ def _blocks(z: Tensor, features: int) -> Iterator[tuple[slice, Tensor]]:
 def _slices(count: int, step: int) -> Iterator[slice]:
     step = max(1, step)
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def squared(value: float) -> float:
+    """Infinity where Python's ``**`` would raise."""
+    return value * value
 
 
 def _positive(value: float) -> float:

@@ -17,7 +17,7 @@ from goodinit.ledger import Number, fetched, held
 from goodinit.measurement.activations import Flat, shape_of
 from goodinit.measurement.layer import Layer
 from goodinit.measurement.samples import Shelf, effective_ranks, histograms, rank_limit, sampled
-from goodinit.measurement.summaries import Summary, folded, norms, summarized
+from goodinit.measurement.summaries import Summary, folded, norms, squared, summarized
 from goodinit.processes import sharded
 
 
@@ -154,7 +154,7 @@ class _Numbers:
 
 def _norm(roots: list[Number], values: Iterator[float]) -> float:
     """From the norms of parts."""
-    return math.sqrt(sum(next(values) ** 2 for _ in roots))
+    return math.sqrt(sum(squared(next(values)) for _ in roots))
 
 
 def _layer(trace: Trace, numbers: _Numbers, rank: float | None, histogram: tuple[int, ...] | None) -> Layer:

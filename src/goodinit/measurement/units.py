@@ -24,7 +24,7 @@ _UPDATE_LARGE, _UPDATE_SMALL = 10 * HEALTHY_UPDATES[1], HEALTHY_UPDATES[0] / 10
 def dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
     """Units that no sample moves."""
     # An output of zeros has an input of zeros, by design or for a reason further up.
-    judged = [layer for layer in layers if layer.dead is not None and layer.std and _elements(layer) >= _ELEMENTS]
+    judged = [layer for layer in layers if layer.dead is not None and layer.std and has_enough(layer)]
     bad = [layer for layer in judged if (layer.dead or 0) >= _DEAD]
     worst = max(bad, key=lambda layer: layer.dead or 0, default=None)
     if worst is None or ((worst.dead or 0) < _MOSTLY_DEAD and len(bad) < max(2, _OFTEN * len(judged))):
@@ -53,9 +53,9 @@ def leads_to(collapse: Finding, dying: Finding, layers: Sequence[Layer]) -> bool
     return (layers[place].dead or 0) >= _MOSTLY_DEAD and place < names.index(collapse.layer)
 
 
-def _elements(layer: Layer) -> float:
-    """Of a unit in the batch."""
-    return math.prod(layer.output_shape) / (layer.channels or 1)
+def has_enough(layer: Layer) -> bool:
+    """Whether a unit has enough elements in the batch to be judged by."""
+    return math.prod(layer.output_shape) / (layer.channels or 1) >= _ELEMENTS
 
 
 def saturated(layers: Sequence[Layer]) -> Finding | None:

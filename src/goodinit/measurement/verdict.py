@@ -21,7 +21,7 @@ from goodinit.measurement.advice import (
 )
 from goodinit.measurement.courses import Course, quotient
 from goodinit.measurement.layer import HEALTHY_UPDATES, Finding, Layer
-from goodinit.measurement.units import dead, leads_to, saturated, share, updates
+from goodinit.measurement.units import dead, has_enough, leads_to, saturated, share, updates
 
 __all__ = ["HEALTHY_UPDATES", "findings_of", "unjudged", "verdict_on"]
 
@@ -52,7 +52,7 @@ _FEW = 4
 
 
 def findings_of(
-    layers: Sequence[Layer], *, loss: float | None, lr: float | None, cross_entropy: tuple[float, int] | None = None
+    layers: Sequence[Layer], *, loss: float | None, lr: float | None, cross_entropy: tuple[float, int, str] | None = None
 ) -> tuple[Finding, ...]:
     """All faults, the gravest first."""
     if not layers:
@@ -61,6 +61,9 @@ def findings_of(
     # What lies behind NaN or infinity says nothing; a weight of zeros is zero by design.
     sound = [layer for layer in layers[: _place_of_first_broken(layers)] if layer.weight_norm > 0]
     found = [_non_finite(layers, loss)]
+    if not any(layer.weight_norm or layer.sample_std for layer in layers):  # neither is 0 where there is NaN
+        text = f"All weights are zero, from {layers[0].name} on, and so is every output but for biases."
+        found.append(Finding("vanishing", layers[0].name, text, "Draw them: goodinit.lsuv_(model, data)."))
     if sound:
         same = _same_samples(sound)  # which is all that there is to say of their differences, and of what they leave off
         collapse = same or _alike(sound) or _on_a_line(sound)
@@ -75,7 +78,7 @@ def findings_of(
             None if first else dying,
             saturated(sound),
         ]
-        found.append(None if exploding else _sure(sound[-1], cross_entropy))  # which would follow from it
+        found.append(None if exploding else _sure(sound, cross_entropy))  # which would follow from it
     found.append(None if lr is None or not sound else updates(sound, lr))
     return tuple(finding for finding in found if finding is not None)
 
@@ -110,6 +113,11 @@ def unjudged(layers: Sequence[Layer], unmeasured: Sequence[tuple[str, str]]) -> 
     notes = []
     if layers and all(layer.output_shape and _is_single(layer) for layer in layers):
         notes.append("The batch holds one sample: what lies between samples was not judged. Measure with several.")
+    activated = [layer for layer in layers if layer.dead is not None]
+    if activated and not any(map(has_enough, activated)):
+        notes.append(
+            "Units have too few outputs in this batch: whether they are dead was not judged. Measure with 32 samples or more."
+        )
     names: dict[str, list[str]] = {}
     for name, reason in unmeasured:
         names.setdefault(reason, []).append(name)
@@ -182,7 +190,8 @@ def _difference(layer: Layer) -> float | None:
 
 
 def _is_single(layer: Layer) -> bool:
-    return not layer.output_shape or layer.output_shape[0] < 2
+    """Whether there are not two samples; or no axis of them: a matrix makes an axis of channels, which then is all there is."""
+    return not layer.output_shape or layer.output_shape[0] < 2 or (layer.channels is None and len(layer.shape) > 1)
 
 
 def _same_samples(layers: Sequence[Layer]) -> Finding | None:
@@ -227,18 +236,20 @@ def _following(collapse: Finding | None) -> Finding | None:
     return None if collapse is None else replace(collapse, advice="It follows from the dead units: mend these first.")
 
 
-def _sure(last: Layer, cross_entropy: tuple[float, int] | None) -> Finding | None:
+def _sure(layers: Sequence[Layer], cross_entropy: tuple[float, int, str] | None) -> Finding | None:
     """A loss that is far above that of guessing."""
     if cross_entropy is None or cross_entropy[1] < 2:
         return None
-    value, classes = cross_entropy
+    value, classes, name = cross_entropy
     guessing = math.log(classes)
     if not math.isfinite(value) or value <= _SURE * guessing + _SURE:
         return None
-    text = (
-        f"The cross-entropy is {value:.3g}, where guessing one of {classes:,} classes costs {guessing:.3g}: the output of "
-        f"{last.name} is too large (std {last.std:.2g})."
-    )
+    text = f"The cross-entropy is {value:.3g}, where guessing one of {classes:,} classes costs {guessing:.3g}: "
+    last = next((layer for layer in layers if layer.name == name), None)
+    if last is None:
+        text += "the output that it is of is too large."
+        return Finding("overconfident", "", text, "Give the layer that makes it a target_std of 0.1: goodinit.lsuv_.")
+    text += f"the output of {last.name} is too large (std {last.std:.2g})."
     advice = (
         f"Training begins with unlearning that. LSUV mends it: goodinit.lsuv_(model, data, target_std={{{last.name!r}: 0.1}}); "
         "an embedding that shares the weight gets smaller with it."

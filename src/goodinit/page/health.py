@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from goodinit.measurement.layer import Finding, Layer
@@ -48,6 +49,9 @@ def healths_of_signal(signal: Signal) -> Mapping[str, str]:
 
 def _sufferers(finding: Finding, signal: Signal) -> Callable[[int, Layer], bool]:
     """Tells by its place in call order and its figures whether a layer suffers from a fault."""
+    begins = next((layer for layer in signal if layer.name == finding.layer), None)
+    if finding.kind == "non-finite" and begins is not None and begins.finite:  # on the way back
+        return lambda _, layer: not all(map(math.isfinite, (layer.grad_std or 0, layer.weight_grad_norm or 0)))
     if finding.kind in _SPREADING:
         start = next((place for place, layer in enumerate(signal) if layer.name == finding.layer), len(signal))
         return lambda place, _: place > start

@@ -27,7 +27,7 @@ def message(found: Statistic, operator: int = 0) -> Tensor:
     square = m2 + n * (real * real + imag * imag)
     sums = [operator, operator**2, 0.0, n, n * real, n * imag, square, 0.0 if cov is None else cov]
     if on_host:
-        return torch.tensor(sums, dtype=torch.float64)
+        return torch.tensor(sums, dtype=torch.float64, device="cpu")
     zero = torch.zeros_like(doubled(square))
     return torch.stack([zero + (value.to(zero.device) if isinstance(value, Tensor) else value) for value in sums])
 
@@ -72,7 +72,7 @@ def of_numbers(numbers: tuple[Any, ...], device: torch.device) -> Statistic:
     def tensor(value: Any) -> Tensor | None:
         if value is None:
             return None
-        made = torch.tensor(value, dtype=torch.complex128)
+        made = torch.tensor(value, dtype=torch.complex128, device="cpu")
         return (made if _is_complex(value) else made.real.clone()).to(device)
 
     mean, m2, cov, var_bias = map(tensor, others)

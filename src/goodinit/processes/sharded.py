@@ -237,8 +237,8 @@ def _mask(shape: tuple[int, ...], place: Place, first: int, device: torch.device
 
 def _own(home: Tensor, block: Tensor, first: int) -> tuple[Tensor, Tensor]:
     """The part of this process that lies in whole rows from ``first`` on; and these rows' elements that belong there."""
-    rows = _split(home, torch.arange(home.shape[0]).reshape(-1, *[1] * (home.dim() - 1)), rows=True).flatten()
-    start, stop = torch.searchsorted(rows, torch.tensor([first, first + len(block)])).tolist()
+    rows = _split(home, torch.arange(home.shape[0], device="cpu").reshape(-1, *[1] * (home.dim() - 1)), rows=True).flatten()
+    start, stop = torch.searchsorted(rows, torch.tensor([first, first + len(block)], device="cpu")).tolist()
     wanted = rows[start:stop] - first
     if stop > start and int(wanted[-1] - wanted[0]) == stop - start - 1:
         picked = block[int(wanted[0]) : int(wanted[-1]) + 1]
