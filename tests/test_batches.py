@@ -195,7 +195,7 @@ def test_classes_of_mappings_and_lists_stay_what_they_are(batch):
         seen.append(batch)
         return model(batch.x)
 
-    seen = []
+    seen: list[dict | list] = []
     lsuv_(One(), batch, forward=forward)
     assert type(seen[0]) is type(batch)
     with torch.inference_mode():  # so that the tensor in it must be another one

@@ -157,6 +157,19 @@ def test_what_training_runs_is_initialized():
     assert [r.status for r in callback.report] == ["scaled", "unused"]
 
 
+class Inner(nn.Module):
+    """Counts what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen = 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(x)
+        self.late = True
+
+
 class Busy(Net):
     """A training_step that does all that one can do."""
 
@@ -167,16 +180,14 @@ class Busy(Net):
         self.outputs, self.recent, self.steps, self.total = [], deque([7], maxlen=2), 0, torch.zeros(())
         self.sizes = {"first": 1}
         self.by_class, self.counts, self.nested = defaultdict(list), Counter(a=1), OrderedDict(losses=[1.0])
-        self.net[0].calls, self.net[0].seen = 0, []
+        self.inner = Inner()
 
     def training_step(self, batch, *_):
         logits = self.net(batch[0])
         self.by_class["late"].append(logits)
         self.counts["a"] += 1
         self.nested["losses"].append(2.0)
-        self.net[0].calls += 1
-        self.net[0].seen.append(batch[0])
-        self.net[0].late = True
+        self.inner(batch[0])
         self.accuracy(logits, batch[1])
         self.metrics.update(logits, batch[1])
         self.log_dict({"accuracy": self.accuracy, "mean": logits.mean()})
@@ -199,7 +210,7 @@ class Busy(Net):
             list(self.recent),
             dict(self.trainer.logged_metrics),
         )
-        inner = self.net[0]
+        inner = self.inner
         self.rest_at_start = (
             *map(copy, (self.by_class, self.counts, self.nested["losses"])),
             *(inner.calls, list(inner.seen), hasattr(inner, "late")),

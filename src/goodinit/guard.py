@@ -432,11 +432,12 @@ def _put_back_values(module: nn.Module, before: dict[str, Any]) -> None:
 def _forget_state(module: nn.Module, before: dict[str, Any], stays: Callable[[Tensor], bool]) -> None:
     """What a forward keeps of data for the next one, a state of another batch's size. Not if a flag says that it is there."""
     now = vars(module)
-    kept = {name for name, value in now.items() if isinstance(value, Tensor) and before.get(name) is not value}
     state = {
         name
-        for name in kept
-        if isinstance(before.get(name), (Tensor, type(None)))
+        for name, value in before.items()
+        if isinstance(value, (Tensor, type(None)))
+        and isinstance(now.get(name), Tensor)
+        and now[name] is not value
         and not (stays(now[name]) or any(f"{name}{ending}" in module._parameters for ending in _COMPUTED_FROM))
     }
     values, values_before = (
@@ -445,10 +446,7 @@ def _forget_state(module: nn.Module, before: dict[str, Any], stays: Callable[[Te
     if values != values_before:
         return
     for name in state:
-        if name in before:
-            now[name] = before[name]
-        else:
-            del now[name]
+        now[name] = before[name]
 
 
 @contextmanager
