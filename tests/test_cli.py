@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,10 @@ def test_a_full_disk_behind_standard_output(arguments):
         )
     assert done.returncode == 1
     assert done.stderr == "goodinit: cannot write to standard output: No space left on device\n"
+
+
+def test_without_a_standard_output(tmp_path):
+    """Closed by who started it."""
+    command = f"{shlex.quote(sys.executable)} -m goodinit reproduce list >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -27,6 +27,8 @@ def test_keywords():
         (["=3"], "got '=3'"),
         (["a-b=3"], "got 'a-b=3'"),
         (["a=1", "a=2"], "--arg: 'a' is given twice, as 1 and as '2'"),
+        (["bias=false"], "--arg: false would be a text, and so be true; write False, or \"'false'\""),
+        (["bias=null"], "--arg: null would be a text, and so be true; write None, or"),
     ],
 )
 def test_no_keywords(given, message):

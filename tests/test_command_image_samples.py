@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 
 import datasets
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 from goodinit.command.samples import Wanted
 from goodinit.command.sources import read_samples
-from goodinit.errors import DataError, MissingExtraError
+from goodinit.errors import DataError, MissingExtraError, OptionError
 
 NET = nn.Linear(2, 2)
 
@@ -47,6 +48,38 @@ def test_images_are_standardized_and_have_their_folder_for_a_label(tmp_path):
     assert x.std((0, 2, 3)).tolist() == pytest.approx([1] * 3, abs=1e-5)
     assert sorted(labels.tolist()) == [0] * 10 + [1] * 10
     assert samples.text == f"20 of 20 images of '{tmp_path}', 3x10x12, standardized"
+
+
+def test_what_systems_and_tools_leave_in_a_folder_is_no_image(tmp_path):
+    write(tmp_path, 20)
+    for name in ("cats/._0.png", ".ipynb_checkpoints/0.png", "cats/paper.pdf", "dogs/features.h5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    samples = read(tmp_path)
+    assert len(samples.tensors["images"]) == 20
+    assert sorted(samples.tensors["labels"].tolist()) == [0] * 10 + [1] * 10
+
+
+def test_grey_images_of_16_bits_beside_others_keep_their_brightness(tmp_path):
+    for i, (value, mode) in enumerate([(128, "L"), (128 * 257, "I;16"), (128, "RGB"), (0, "RGB"), (255, "RGB")]):
+        array = np.full((6, 6, 3) if mode == "RGB" else (6, 6), value, np.uint16 if mode == "I;16" else np.uint8)
+        Image.fromarray(array).save(tmp_path / f"{i}.png")
+    samples = read(tmp_path).tensors["images"].mean((1, 2, 3)).sort().values
+    assert samples[1].item() == pytest.approx(samples[2].item(), abs=1e-5)
+    assert samples[2].item() == pytest.approx(samples[3].item(), abs=1e-5)
+    assert samples[0] < samples[1] < samples[4]
+
+
+def test_another_package_of_that_name_is_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "train.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    with pytest.raises(DataError, match=r"datasets is 'a folder of that name' here, not the library of Hugging Face"):
+        read(tmp_path)
+
+
+def test_no_source(tmp_path):
+    with pytest.raises(OptionError, match="--data: expected a file, a folder, hub:NAME"):
+        read("")
 
 
 def test_labels_are_those_of_the_images(tmp_path):

@@ -33,6 +33,28 @@ def test_a_file_of_another_folder(project, tmp_path_factory):
     assert isinstance(find_model(f"{elsewhere}:make", {})(), nn.Linear)
 
 
+@pytest.mark.parametrize("name", ["net.py", "x.y.py", "random.py", "v1.0/some_net.py", "test/some_net.py"])
+def test_a_file_is_that_file_whatever_else_has_its_name(project, tmp_path_factory, name):
+    """Another model, one of Python's own modules; or no import has such a name."""
+    path = tmp_path_factory.mktemp("elsewhere") / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("from torch import nn\ndef make():\n    return nn.Linear(2, 77)\n")
+    assert find_model(f"{path}:make", {})().out_features == 77
+    assert type(find_model("net:Net", {})()).__name__ == "Net"
+
+
+def test_a_file_in_a_package_of_another_folder_may_import_its_neighbours(project, tmp_path_factory):
+    package = tmp_path_factory.mktemp("elsewhere") / "package_of_nets"
+    (package / "inside").mkdir(parents=True)
+    for folder in (package, package / "inside"):
+        (folder / "__init__.py").touch()
+    (package / "sizes.py").write_text("SIZE = 78\n")
+    (package / "inside" / "model.py").write_text(
+        "from torch import nn\nfrom ..sizes import SIZE\ndef make():\n    return nn.Linear(2, SIZE)\n"
+    )
+    assert find_model(f"{package / 'inside' / 'model.py'}:make", {})().out_features == 78
+
+
 def test_arguments_reach_the_maker(project):
     assert find_model("net:make_model", {"width": 5, "depth": 1})().head.in_features == 5
 

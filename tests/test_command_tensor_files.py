@@ -52,16 +52,24 @@ def test_pickles_of_torch_are_refused(tmp_path, suffix):
         read_tensors(tmp_path / f"batch{suffix}")
 
 
-@pytest.mark.parametrize("saved", [torch.ones(3), {"x": torch.ones(3)}])
-def test_the_refusal_says_what_converts_them(tmp_path, monkeypatch, saved):
+@pytest.mark.parametrize(
+    ("saved", "name"),
+    [
+        (torch.ones(3), "x"),
+        ({"x": torch.ones(3)}, "x"),
+        ({"epoch": 3, "state_dict": {"fc.weight": torch.ones(3)}}, "fc.weight"),
+        ((torch.ones(3), torch.zeros(2)), "arr_0"),
+    ],
+    ids=["tensor", "dict", "checkpoint", "tuple"],
+)
+def test_the_refusal_says_what_converts_them(tmp_path, saved, name):
     torch.save(saved, tmp_path / "batch.pt")
     with pytest.raises(OptionError) as caught:
         read_tensors(tmp_path / "batch.pt")
     python, option, code = shlex.split(str(caught.value).splitlines()[1])  # as a shell does
     assert (python, option) == ("python", "-c")
-    monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert load_file("batch.safetensors")["x"].tolist() == [1, 1, 1]
+    assert load_file(tmp_path / "batch.safetensors")[name].tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("suffix", [".pkl", ".pickle", ".joblib"])

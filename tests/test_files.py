@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +76,26 @@ def test_a_path_that_nothing_can_be_saved_at(tmp_path, name, message):
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=message):
         check_writable(tmp_path / name, what="a thing", example="x.y")
+
+
+def test_devices_and_pipes_are_left_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(
+            OptionError, match=rf"a thing cannot be saved as '.*{name}', which is a device or a pipe; name a file"
+        ):
+            check_writable(tmp_path / name, what="a thing", example="x.y")
+        with pytest.raises(SaveError, match="it is a device or a pipe, in whose place no file may be put"):
+            write_whole(tmp_path / name, b"x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
+
+
+def test_who_may_read_a_file_stays_as_it_was(tmp_path):
+    (tmp_path / "a").touch(mode=0o600)
+    write_whole(tmp_path / "a", b"x")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600
 
 
 def test_of_a_link_what_it_points_at_is_replaced(tmp_path):

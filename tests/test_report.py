@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from torch import nn
 
 from goodinit import Record, Report, lsuv_
@@ -127,3 +128,15 @@ def test_show_uses_rich_on_a_terminal(monkeypatch):
     for record in report:
         assert record.name in text
     assert report.summary().split(";")[0] in text
+
+
+@pytest.mark.parametrize(("width", "plain"), [(120, False), (40, True)])
+def test_a_table_too_wide_for_the_terminal_is_not_cut(monkeypatch, capsys, width, plain):
+    """rich would cut off the ends of numbers; a plain line is broken by the terminal."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("rich._console", Console(width=width))
+    report = lsuv_(nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)), torch.randn(64, 8))
+    report.show()
+    printed = capsys.readouterr().out
+    assert (printed == f"{report}\n") is plain
+    assert all(f"{record.std_before:.3f}" in printed for record in report)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from pathlib import Path
 
 from goodinit.errors import MissingExtraError, require
 
 
 def main() -> None:
     """Run the command line, or say which extra it needs."""
+    if sys.stdout is None:  # closed by who started this, as some daemons do
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - open until the end
     try:
         _run()
     except MissingExtraError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,16 +44,20 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         SaveError: the disk is full, the folder read-only, or the like.
     """
     unfinished: Path | None = None
+    if _is_special(path):
+        raise SaveError(f"cannot save {str(path)!r}: it is a device or a pipe, in whose place no file may be put")
     try:
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
+        # As the file that is there: one's own weights may be nobody else's to read. A temporary one is its owner's alone.
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask()
         descriptor, name = tempfile.mkstemp(prefix=_unfinished(path), dir=path.parent)
         unfinished = Path(name)
         os.close(descriptor)
         yield unfinished
         with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
-        unfinished.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+        unfinished.chmod(mode)
         unfinished.replace(path)
     except SaveError:
         raise
@@ -84,8 +89,10 @@ def check_writable(path: Path, *, what: str, example: str) -> None:
         example: a file's name to suggest where ``path`` is a folder.
 
     Raises:
-        OptionError: a folder, in no folder, no permission.
+        OptionError: a folder, in no folder, no permission; a device or a pipe.
     """
+    if _is_special(path):
+        raise OptionError(f"{what} cannot be saved as {str(path)!r}, which is a device or a pipe; name a file")
     if path.is_dir():
         raise OptionError(
             f"{what} cannot be saved as {str(path)!r}, which is a folder; name a file in it, {str(path / example)!r}"
@@ -100,6 +107,11 @@ def check_writable(path: Path, *, what: str, example: str) -> None:
         ) from error
     if is_new:
         path.unlink()
+
+
+def _is_special(path: Path) -> bool:
+    """Whether something is there, at the end of links too, that is neither a file nor a folder: it may not even be opened."""
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _umask() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
@@ -284,6 +285,17 @@ def rich_table(
     return made
 
 
+def _fits(text: str, width: int) -> bool:
+    """Whether a plain table can be shown in so many columns, if its long names are broken."""
+    head = text.partition("\n")[0]
+    names = re.match(r"\S+ *", head)
+    broken = max(0, (names.end() if names else 0) - _LEAST_NAME)
+    return len(head) - broken <= width
+
+
+_LEAST_NAME = 20  # columns that a name is left with
+
+
 def printed(shown: object) -> None:
     """Print it: with rich where standard output is a terminal and rich is installed, plain otherwise."""
     if sys.stdout.isatty():
@@ -292,8 +304,9 @@ def printed(shown: object) -> None:
         except ModuleNotFoundError:
             pass
         else:
-            rich.print(shown)
-            return
+            if _fits(str(shown), rich.get_console().width):  # or rich would cut off numbers
+                rich.print(shown)
+                return
     print(shown)  # noqa: T201 - its purpose
 
 

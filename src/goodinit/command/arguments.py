@@ -47,7 +47,13 @@ def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):  # all that literal_eval is documented to raise
+        if (meant := _CONSTANTS.get(text.lower())) is not None:
+            raise OptionError(f"--arg: {text} would be a text, and so be true; write {meant}, or \"'{text}'\"") from None
         return text
+
+
+# As other languages write them.
+_CONSTANTS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 
 
 def targets(given: Iterable[str]) -> Targets | Literal["auto"]:

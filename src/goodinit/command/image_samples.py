@@ -16,6 +16,7 @@ from goodinit.progress import progress
 
 SIZE = 224
 _BUFFER = 1000
+_DEEP = frozenset({"I", "I;16", "I;16B"})  # of 16 bits
 _GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})  # Pillow's names; images of other modes are made RGB
 
 
@@ -29,8 +30,16 @@ def folder_samples(folder: Path, wanted: Wanted) -> Samples:
         MissingExtraError: Pillow, NumPy or datasets is not installed.
     """
     Image = _pillow()  # noqa: N806 - a module whose name is that
-    suffixes = Image.registered_extensions()
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    suffixes = _readable(Image)
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not any(
+            part.startswith(".") for part in path.relative_to(folder).parts
+        )  # no data: what systems and tools leave there
+        and path.is_file()
+    )
     if not files:
         return _parquet_samples(folder, wanted)
     chosen = [files[i] for i in _drawn(len(files), wanted)]
@@ -47,7 +56,7 @@ def _parquet_samples(folder: Path, wanted: Wanted) -> Samples:
         held = sorted(path.name for path in folder.iterdir())
         shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
         raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {shown}")
-    datasets = require("datasets", extra="data")
+    datasets = _datasets()
     with reading(str(folder)), quiet(datasets):
         rows = datasets.load_dataset("parquet", data_files=files, split="train")
         found = list(rows.select(_drawn(len(rows), wanted)))
@@ -64,7 +73,7 @@ def hub_samples(name: str, wanted: Wanted) -> Samples:
     """
     if not name:
         raise OptionError("--data hub: expected the name of a set, such as hub:ylecun/mnist")
-    datasets, place = require("datasets", extra="data"), f"{name} from the Hugging Face hub"
+    datasets, place = _datasets(), f"{name} from the Hugging Face hub"
     with reading(place, fetched=True, option="--data"), quiet(datasets):
         rows = datasets.load_dataset(name, split="train", streaming=True)
         drawn = rows.shuffle(seed=wanted.seed, buffer_size=max(_BUFFER, wanted.rows)).take(wanted.rows)
@@ -91,6 +100,29 @@ def _pillow() -> Any:
     return Image
 
 
+def _readable(Image: Any) -> set[str]:  # noqa: N803 - a module whose name is that
+    """Suffixes of what Pillow itself can read; PDF it only writes, of HDF5 it knows the name alone."""
+    from PIL.ImageFile import StubImageFile  # noqa: PLC0415 - needs the extra
+
+    def is_real(kind: str) -> bool:
+        factory = Image.OPEN[kind][0] if kind in Image.OPEN else None
+        return factory is not None and not (isinstance(factory, type) and issubclass(factory, StubImageFile))
+
+    return {suffix for suffix, kind in Image.registered_extensions().items() if is_real(kind)}
+
+
+def _datasets() -> Any:
+    """The library; a project may have a package of that name of its own."""
+    datasets = require("datasets", extra="data")
+    if not hasattr(datasets, "load_dataset"):
+        place = getattr(datasets, "__file__", None) or "a folder of that name"
+        raise DataError(
+            f"datasets is {place!r} here, not the library of Hugging Face that reads such data; run the command in another "
+            "folder, and name the model's file"
+        )
+    return datasets
+
+
 def _drawn(count: int, wanted: Wanted) -> list[int]:
     """Which of so many, in the order in which they are taken."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(wanted.seed))
@@ -103,7 +135,7 @@ def _opened(Image: Any, path: Path) -> Any:  # noqa: N803 - a module whose name 
             image.load()
             return image
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises of broken images
-        raise DataError(f"cannot read the image {str(path)!r}: {error}") from error
+        raise DataError(f"cannot read the image {str(path)!r}: {error}; take it out of the folder") from error
 
 
 def _samples(images: Sequence[Any], labels: Sequence[int] | None, wanted: Wanted, text: str) -> Samples:
@@ -126,14 +158,22 @@ def _size(images: Iterable[Any]) -> tuple[int, int]:
     return sizes.pop() if len(sizes) == 1 else (SIZE, SIZE)
 
 
+def _shallow(image: Any) -> Any:
+    """The 16 bits that some grey images have as floats from 0 to 255: Pillow would cut them off in any other mode."""
+    return image.convert("F").point(lambda value: value * (1 / 257) + 0) if image.mode in _DEEP else image
+
+
 def _pixels(images: Iterable[Any], size: tuple[int, int], *, grey: bool) -> Iterator[Tensor]:
     """Images as (channels, height, width): cut to the shape asked for, then scaled."""
     import numpy as np  # noqa: PLC0415 - needs the extra
     from PIL import ImageOps  # noqa: PLC0415
 
     for image in images:
-        # F holds the 16 bits that some grey images have, and L does not.
-        converted = image.convert("L" if image.mode == "LA" else image.mode).convert("F") if grey else image.convert("RGB")
+        shallow = _shallow(image)
+        if grey:
+            converted = shallow.convert("L" if shallow.mode == "LA" else shallow.mode).convert("F")
+        else:
+            converted = (shallow.convert("L") if shallow.mode == "F" else shallow).convert("RGB")
         fitted = converted if image.size == size else ImageOps.fit(converted, size)
         array = np.array(fitted, dtype=np.float32)
         yield torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)

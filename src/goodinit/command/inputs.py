@@ -77,7 +77,8 @@ def read_inputs(
     parts = _parts(typed, batches, batch_size, seed)
     made = tuple(_batch(names, part) for part in parts)
     drawn = _drawn(typed, parts, batches, batch_size)
-    left_out = f"; not given to the model: {', '.join(rest)}" if rest else ""
+    told = [f"{name} (the labels)" if name == labels and name not in _LABELS else name for name in rest]
+    left_out = f"; not given to the model: {', '.join(told)}" if rest else ""
     return Inputs(made, parts[0][labels] if labels else None, f"{samples.text}{note}{drawn}{left_out}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 import sys
@@ -77,14 +77,14 @@ def _meant(source: str, colon: str) -> str:
 
 
 def _imported(name: str) -> ModuleType:
-    if name.endswith(".py") or "/" in name:
-        name = _name_of_file(Path(name))
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        return _of_file(Path(name)) if name.endswith(".py") or "/" in name else importlib.import_module(name)
+    except OptionError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise OptionError(_not_found(error.name)) from error
@@ -93,16 +93,57 @@ def _imported(name: str) -> ModuleType:
         raise code_error(f"importing {name}", error) from error
 
 
-def _name_of_file(path: Path) -> str:
-    """``"nets.mine"`` of nets/mine.py; the folder of a file that is not below the current one becomes importable."""
-    path = path.with_suffix(".py").resolve()
+def _of_file(path: Path) -> ModuleType:
+    """The module of a file: ``"nets.mine"`` of nets/mine.py; by itself, without a package, if that is another module."""
+    path = (path if path.name.endswith(".py") else path.with_name(f"{path.name}.py")).resolve()
     if not path.is_file():
         siblings = [file.stem for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise OptionError(f"there is no file {str(path)!r}{did_you_mean(path.stem, siblings)}")
-    if path.is_relative_to(Path.cwd()):
-        return ".".join(path.relative_to(Path.cwd()).with_suffix("").parts)
-    sys.path.insert(0, str(path.parent))
-    return path.stem
+    root = path.parent
+    while (root / "__init__.py").exists():
+        root = root.parent
+    if root.is_relative_to(Path.cwd()):
+        root = Path.cwd()  # folders without __init__.py are packages too
+    parts = path.relative_to(root).with_suffix("").parts
+    if str(root) not in sys.path:
+        sys.path.insert(1, str(root))  # behind the current folder
+    is_part = len(parts) > 1 or root == Path.cwd()
+    if is_part and all(part.isidentifier() for part in parts) and _finds(".".join(parts), path):
+        return importlib.import_module(".".join(parts))
+    return _by_itself(path)
+
+
+def _finds(name: str, path: Path) -> bool:
+    """Whether an import of this name gives this file."""
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:  # what is in front of a dot is no package
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        return False
+    except ValueError:  # of __main__
+        return False
+    return spec is not None and spec.origin is not None and Path(spec.origin).resolve() == path
+
+
+def _by_itself(path: Path) -> ModuleType:
+    name = f"{path.stem}, a file"  # no import has such a name
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if str(path.parent) not in sys.path:  # what lies beside it can be imported
+        sys.path.insert(1, str(path.parent))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def _not_found(name: str) -> str:

@@ -24,6 +24,8 @@ def read_samples(source: str, wanted: Wanted, model: nn.Module) -> Samples:
         DataError: it cannot be read, or is of no use.
         MissingExtraError: what reads it is not installed.
     """
+    if not source:
+        raise OptionError("--data: expected a file, a folder, hub:NAME, noise:3x224x224 or tokens:128; got nothing")
     kind, colon, name = source.partition(":")
     sized = (colon and kind in ("noise", "tokens")) or Path(source).is_file()
     if sized and wanted.image_size is not None:

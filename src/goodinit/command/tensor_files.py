@@ -54,10 +54,13 @@ def refuse_pickles(path: Path) -> None:
         return
     if path.suffix.lower() in _OF_TORCH:
         what = "torch.save makes pickles"
-        file, to = str(path), path.with_suffix(".safetensors").name
+        file, to = str(path), str(path.with_suffix(".safetensors"))
         line = (
             f'python -c "import torch; from safetensors.torch import save_file; d = torch.load({file!r}); '
-            f"save_file(d if isinstance(d, dict) else {{'x': d}}, {to!r})\""
+            "d = d if isinstance(d, dict) else dict(enumerate(d)) if isinstance(d, (list, tuple)) else {'x': d}; "
+            "d = d.get('state_dict', d.get('model', d)); "
+            "save_file({f'arr_{k}' if isinstance(k, int) else k: t.contiguous() for k, t in d.items() if torch.is_tensor(t)}, "
+            f'{to!r})"'
         )
     else:
         what, line = "it is a pickle", f"in Python: numpy.savez({path.with_suffix('.npz').name!r}, x=array)"

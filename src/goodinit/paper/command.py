@@ -234,6 +234,10 @@ def run(
             raise OptionError("--only names rows, or row/column; got nothing. Leave it out for all of them")
         if not 0 <= save_every < float("inf"):
             raise OptionError(f"--save-every must be a number of seconds, 0 or more; got {save_every}")
+        if data_dir is not None and not data_dir.is_dir():
+            raise OptionError(
+                f"--data-dir: there is no folder {str(data_dir)!r}; without a data folder image sets are downloaded"
+            )
         device = device_named(device, elsewhere=launcher == "ray")
         orders = [
             Order(each, budget, seeds, patterns, data_dir, device, compiled, precision or None, save_every)
