@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -276,7 +277,7 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     without_form = unformed(model)
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
-    parts = [(module, held, held.copy()) for module, held in own if held is not None]
+    parts = [(module, held, held.copy() if held else {}) for module, held in own if held is not None]  # mostly empty
     formed = {each.module for each in without_form}  # inside, perhaps
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
@@ -286,7 +287,9 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     def undoing() -> Iterator[Callable[[], object]]:
         if attributes or not succeeded:
             yield from (
-                partial(_put_back, held, before) for module, held, before in parts if not (succeeded and module in formed)
+                partial(_put_back, held, before)
+                for module, held, before in parts
+                if (held or before) and not (succeeded and module in formed)
             )
             yield from (partial(_put_back_values, m, before) for m, before, _ in plain if not (succeeded and m in formed))
         elif stays is not None:
@@ -369,7 +372,9 @@ def _put_flag(parameter: Tensor, flag: bool) -> None:
 
 def _put_back(now: Any, before: Any) -> None:
     """The contents of a dict or set."""
-    if type(now) is dict and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
+    if not (now or before):
+        return
+    if type(now) in (dict, OrderedDict) and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
         return
     now.clear()
     now.update(before)
