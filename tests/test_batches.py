@@ -6,6 +6,7 @@ import copy
 import random
 from collections import UserDict, namedtuple
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -205,6 +206,12 @@ def test_classes_of_mappings_and_lists_stay_what_they_are(batch):
     assert (type(seen[1]), seen[1].x.is_inference()) == (type(batch), False)
     assert batch[0 if isinstance(batch, list) else "x"].is_inference()
     assert kept is X
+
+
+def test_a_mapping_that_cannot_be_changed():
+    with torch.inference_mode():
+        batch = MappingProxyType({"x": X.clone()})
+    assert not first_call(One(), [batch]).kwargs["x"].is_inference()
 
 
 class Shuffling(Sampler):

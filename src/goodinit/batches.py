@@ -341,14 +341,18 @@ def _with_items(value: Any, items: dict[Any, Any]) -> Any:
     """A mapping or list, of the same class, with other items; itself if they are what it has."""
     if all(value[key] is item for key, item in items.items()):
         return value
+    plain = list(items.values()) if isinstance(value, list) else items
     if type(value) is dict:
-        return items
-    own = copy.copy(value)
-    attributes = getattr(own, "__dict__", {})
-    for key, item in items.items():
-        if attributes.get(key) is value[key]:  # a class whose items are its attributes
-            attributes[key] = item
-        own[key] = item
+        return plain
+    try:
+        own = copy.copy(value)
+        attributes = getattr(own, "__dict__", {})
+        for key, item in items.items():
+            if attributes.get(key) is value[key]:  # a class whose items are its attributes
+                attributes[key] = item
+            own[key] = item
+    except (AttributeError, TypeError):  # it cannot be changed, or not be copied
+        return plain
     return own
 
 
