@@ -215,32 +215,33 @@ def test_a_mapping_that_cannot_be_changed():
 
 
 class Shuffling(Sampler):
-    """An order that is shuffled in place at every iteration, as a list and as an array."""
+    """An order that is shuffled in place at every iteration."""
 
-    def __init__(self, of_numpy):
-        self.order = np.arange(16) if of_numpy else list(range(16))
+    def __init__(self, order):
+        self.order = copy.deepcopy(order)
 
     def __iter__(self):
-        if isinstance(self.order, list):
-            random.shuffle(self.order)
+        if isinstance(self.order, torch.Tensor):
+            self.order[:] = self.order[torch.randperm(16)]
         else:
-            np.random.shuffle(self.order)
+            (random if isinstance(self.order, list) else np.random).shuffle(self.order)
         return iter(self.order)
 
     def __len__(self):
         return 16
 
 
-@pytest.mark.parametrize("of_numpy", [False, True])
-def test_a_sampler_that_shuffles_in_place_is_as_before(of_numpy):
-    orders = []
+@pytest.mark.parametrize("order", [list(range(16)), np.arange(16), torch.arange(16)], ids=lambda order: type(order).__name__)
+def test_a_sampler_that_shuffles_in_place_is_as_before(order):
+    orders, model = [], One()
     for initialized in (False, True):
         random.seed(0)
         np.random.seed(0)
-        sampler = Shuffling(of_numpy)
+        torch.manual_seed(0)
+        sampler = Shuffling(order)
         data = DataLoader(TensorDataset(X, Y), batch_size=4, sampler=sampler)
         if initialized:
-            lsuv_(One(), data, batches=2)
+            lsuv_(model, data, batches=2, generator=torch.Generator())
         orders.append([label.tolist() for _, label in data])
     assert orders[0] == orders[1]
 

@@ -141,7 +141,8 @@ def _contents(part: Any) -> dict[str, Any]:
     """What a sampler of the caller's holds and may change in place: an order that it shuffles."""
     if not isinstance(part, Sampler) or type(part).__module__.partition(".")[0] == "torch":
         return {}
-    return {name: copy.copy(held) for name, held in vars(part).items() if isinstance(held, _CHANGEABLE) or _is_array(held)}
+    held = {name: value for name, value in vars(part).items() if isinstance(value, _CHANGEABLE) or _is_array(value)}
+    return {name: value.clone() if isinstance(value, torch.Tensor) else copy.copy(value) for name, value in held.items()}
 
 
 _CHANGEABLE = (list, dict, set, deque, torch.Tensor)

@@ -284,7 +284,13 @@ class _Default(_Drawing):
         passes = 0
         if data is not None or forward is not None:  # gives lazy layers their form
             call = first_call(model, data, forward)
-            with guard.forward_mode(model, "train"), self.explained(call):
+            given = (tensor for _, tensor in call.tensors())
+            with (
+                guard.forward_mode(model, "train"),
+                guard.batch_kept(given) as about_to_write,
+                intercept(model, Operation.output, remember=self.remember, about_to_write=about_to_write),
+                self.explained(call),
+            ):
                 call(model)
             passes = 1
         super().run(model, None, None)
