@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import UserDict, namedtuple
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -244,6 +245,41 @@ def test_a_sampler_that_shuffles_in_place_is_as_before(order):
             lsuv_(model, data, batches=2, generator=torch.Generator())
         orders.append([label.tolist() for _, label in data])
     assert orders[0] == orders[1]
+
+
+def test_a_mapping_with_items_elsewhere_is_not_written_into():
+    with torch.inference_mode():
+        held = {"x": X.clone()}
+    assert not first_call(One(), [Elsewhere(held)]).kwargs["x"].is_inference()
+    assert held["x"].is_inference()
+
+
+class Elsewhere(MutableMapping):
+    def __init__(self, held):
+        self.held = held
+
+    def __getitem__(self, key):
+        return self.held[key]
+
+    def __setitem__(self, key, value):
+        self.held[key] = value
+
+    def __delitem__(self, key):
+        del self.held[key]
+
+    def __iter__(self):
+        return iter(self.held)
+
+    def __len__(self):
+        return len(self.held)
+
+
+def test_a_list_of_batches_of_another_kind_is_not_pointed_out():
+    class Timed(One):
+        def forward(self, ids, t):
+            return self.fc(ids.float()) * t[:, None]
+
+    lsuv_(Timed(), [{"ids": torch.randint(9, (16, 4)), "t": torch.randn(16)}])
 
 
 def test_single_samples_are_pointed_out():

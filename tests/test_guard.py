@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from goodinit import GoodinitError, NonFiniteError, lsuv_
+from goodinit import GoodinitError, NonFiniteError, lsuv_, measure
 from nets import MODELS, assert_same, build, snapshot, surroundings
 
 
@@ -337,7 +337,7 @@ class Cached(nn.Module):
 
     def forward(self, x):
         if not self.ready and self.table is None:
-            self.table, self.ready = torch.arange(8.0), self.flag
+            self.table, self.ready = x.mean(1, keepdim=True), self.flag
         return self.fc(x) + self.table
 
 
@@ -346,7 +346,48 @@ def test_what_a_flag_says_is_there_stays(flag):
     model = Cached(flag)
     lsuv_(model, torch.randn(64, 4))
     assert (model.table is not None, model.ready) == (flag, flag)
-    model(torch.randn(3, 4))
+    model(torch.randn(64, 4))
+
+
+class Statistics(nn.Module):
+    """Initializes itself from data; that it has is noted in a container."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.scale, self.seen = nn.Linear(4, 8), None, set()
+
+    def forward(self, x):
+        if "scale" not in self.seen:
+            self.scale = x.std(0)
+            self.seen.add("scale")
+        return self.fc(x / self.scale)
+
+
+def test_what_is_of_no_batch_stays():
+    model = Statistics()
+    lsuv_(model, torch.randn(64, 4))
+    model(torch.randn(32, 4))
+
+
+class Remembering(nn.Module):
+    """A list and a number that say the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.cache, self.count = nn.Linear(4, 8), [], 0
+
+    def forward(self, x):
+        self.cache.append(self.fc(x))
+        self.count += 1
+        assert len(self.cache) == self.count
+        return self.cache[-1]
+
+
+def test_containers_are_put_back_with_the_numbers_beside_them():
+    model = Remembering()
+    measure(model, torch.randn(64, 4))
+    assert (model.count, model.cache) == (0, [])
+    model(torch.randn(32, 4))
 
 
 @pytest.mark.parametrize("batches", [1, 2])

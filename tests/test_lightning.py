@@ -163,8 +163,10 @@ class Inner(nn.Module):
     def __init__(self):
         super().__init__()
         self.calls, self.seen = 0, []
+        self.state: object = torch.zeros(1)
 
     def forward(self, x):
+        self.state = (x.mean(), x.std())
         self.calls += 1
         self.seen.append(x)
         self.late = True
@@ -213,7 +215,7 @@ class Busy(Net):
         inner = self.inner
         self.rest_at_start = (
             *map(copy, (self.by_class, self.counts, self.nested["losses"])),
-            *(inner.calls, list(inner.seen), hasattr(inner, "late")),
+            *(inner.calls, list(inner.seen), hasattr(inner, "late"), inner.state),
         )
 
 
@@ -225,7 +227,7 @@ def test_training_step_leaves_no_side_effects(tmp_path):
     assert attributes == [0, None, [], {"first": 1}, None]
     assert (hits, summed, recent, logged) == (0, 0, [7], {})
     assert updated == [False] * 3
-    assert module.rest_at_start == ({}, {"a": 1}, [1.0], 0, [], False)
+    assert module.rest_at_start == ({}, {"a": 1}, [1.0], 0, [], False, torch.zeros(1))
     assert module.total is total
     assert module.steps == 1
     assert (module.total.item(), list(module.recent), len(module.outputs)) == (1, [7, 8], 1)

@@ -230,6 +230,44 @@ def _drawing(std):
     return lambda w: nn.init.normal_(w, std=std)
 
 
+def _by_keyword(default):
+    def draw(w, *, std=default):
+        return nn.init.normal_(w, std=std)
+
+    return draw
+
+
+class _Drawing:
+    def __init__(self, std):
+        self.std = std
+
+    def __call__(self, w):
+        return nn.init.normal_(w, std=self.std)
+
+
+def _recursive():
+    def draw(w, again=True):
+        return draw(w, False) if again else nn.init.normal_(w)
+
+    return draw
+
+
+def test_a_function_is_the_same_in_every_process(tmp_path):
+    """Whose sets are in another order in each."""
+    code = (
+        "from goodinit.shards import _described\n"
+        "def draw(w):\n    return w if w.dim() in {2, 'a', 'b', 'c', 'd'} else None\n"
+        "print(_described(draw))\n"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same_"),
     [
@@ -237,6 +275,11 @@ def _drawing(std):
         (partial(nn.init.normal_, std=0.5), partial(nn.init.normal_, std=0.6), False),
         (lambda w: w.normal_(), lambda w: w.uniform_(), False),
         (_drawing(0.5), _drawing(0.5), True),
+        (_by_keyword(0.5), _by_keyword(0.5), True),
+        (_by_keyword(0.5), _by_keyword(0.6), False),
+        (_Drawing(0.5), _Drawing(0.5), True),
+        (_Drawing(0.5), _Drawing(0.6), False),
+        (_recursive(), _recursive(), True),
         (_drawing(0.5), _drawing(0.6), False),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -135,8 +136,8 @@ class Calls:
         """Whether what it took for a batch looks like a single sample: an item of a list, say, whose numbers have one axis."""
         if self._kept is not None or isinstance(self._data, (DataLoader, Batches)):
             return False
-        data = [x for _, x in self.first.tensors() if x.is_floating_point()]
-        return bool(data) and all(x.dim() == 1 for x in data)
+        data = [x for _, x in self.first.tensors()]
+        return any(x.is_floating_point() for x in data) and all(x.dim() == 1 for x in data)
 
     def _is_batch(self, data: Any) -> bool:
         """Whether it is a batch, not an iterable of batches."""
@@ -223,8 +224,8 @@ class _Signature:
 def _check_iterable(data: Any) -> None:
     if data is None:
         raise DataError("no data: pass a batch (tensor, tuple, mapping), a DataLoader, or another iterable of batches")
-    of_samples = isinstance(data, Dataset) or type(data).__module__.partition(".")[0] == "datasets"
-    if of_samples and not isinstance(data, IterableDataset) and hasattr(data, "__getitem__"):
+    of_samples = (Dataset, *_datasets_of_hugging_face())
+    if isinstance(data, of_samples) and not isinstance(data, IterableDataset):
         raise DataError(
             f"{type(data).__name__} is a Dataset of single samples; pass DataLoader(dataset, batch_size=64, shuffle=True)"
         )
@@ -235,6 +236,12 @@ def _check_iterable(data: Any) -> None:
             f"cannot take a batch from {_describe(data)}; pass a tensor, a tuple, a mapping, a DataLoader, or "
             "forward=lambda model, data: …"
         )
+
+
+def _datasets_of_hugging_face() -> tuple[type, ...]:
+    """Its class, if the library is in use; a module of that name may be the caller's own."""
+    found = getattr(sys.modules.get("datasets"), "Dataset", None)
+    return (found,) if isinstance(found, type) and found.__module__ == "datasets.arrow_dataset" else ()
 
 
 def _refuse_empty(data: Any) -> NoReturn:
@@ -342,7 +349,7 @@ def _with_items(value: Any, items: dict[Any, Any]) -> Any:
     if all(value[key] is item for key, item in items.items()):
         return value
     plain = list(items.values()) if isinstance(value, list) else items
-    if type(value) is dict:
+    if type(value) is dict or not isinstance(value, (dict, list)):  # of others a copy may share the items with the caller's
         return plain
     try:
         own = copy.copy(value)
@@ -351,7 +358,7 @@ def _with_items(value: Any, items: dict[Any, Any]) -> Any:
             if attributes.get(key) is value[key]:  # a class whose items are its attributes
                 attributes[key] = item
             own[key] = item
-    except (AttributeError, TypeError):  # it cannot be changed, or not be copied
+    except Exception:  # noqa: BLE001 - of the caller's class: it cannot be changed, or not be copied
         return plain
     return own
 

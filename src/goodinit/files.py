@@ -44,9 +44,8 @@ def replacing(path: Path, size: int) -> Iterator[Path]:
         SaveError: the disk is full, the folder read-only, or the like.
     """
     unfinished: Path | None = None
-    if _is_special(path):
-        raise SaveError(f"cannot save {str(path)!r}: it is a device or a pipe, in whose place no file may be put")
     try:
+        _refuse_special(path)
         path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
         # As the file that is there: one's own weights may be nobody else's to read. A temporary one is its owner's alone.
@@ -109,9 +108,17 @@ def check_writable(path: Path, *, what: str, example: str) -> None:
         path.unlink()
 
 
+def _refuse_special(path: Path) -> None:
+    if _is_special(path):
+        raise SaveError(f"cannot save {str(path)!r}: it is a device or a pipe, in whose place no file may be put")
+
+
 def _is_special(path: Path) -> bool:
     """Whether something is there, at the end of links too, that is neither a file nor a folder: it may not even be opened."""
-    return path.exists() and not (path.is_file() or path.is_dir())
+    try:
+        return path.exists() and not (path.is_file() or path.is_dir())
+    except OSError:  # no name that a file can have: opening it will say so
+        return False
 
 
 def _umask() -> int:

@@ -7,9 +7,10 @@ Put back always: train and eval flags, requires_grad, buffers, gradients, backen
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -67,9 +68,9 @@ class Undo:
     def restore(self) -> None:
         """Put all copies back. May be run again if it was interrupted."""
         # The last first: where parameters share memory, the first copy has what was there before any change.
-        for parameter, copy in reversed(self._saved.values()):
-            if copy is not None:
-                parameter.copy_(copy)
+        for parameter, saved in reversed(self._saved.values()):
+            if saved is not None:
+                parameter.copy_(saved)
         torch.clear_autocast_cache()
         for undo in self._more:
             undo()
@@ -262,10 +263,10 @@ def without_reduction(model: nn.Module) -> Iterator[None]:
 def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Tensor], bool] | None = None) -> Iterator[None]:
     """Put flags, buffers and gradients back at the end, whatever happened.
 
-    ``attributes``: and tensors, numbers, texts and flags that modules hold as plain attributes, modules and hooks that the
-    forward added, and parameters that it exchanged for others, or for other memory; otherwise on failure only. ``stays``: on
-    success, whether a tensor that a module holds as a plain attribute now may stay; without, all may. Lazy modules are without a
-    form again on failure only.
+    ``attributes``: and tensors, numbers, texts, flags and containers that modules hold as plain attributes, modules and hooks
+    that the forward added, and parameters that it exchanged for others, or for other memory; otherwise on failure only.
+    ``stays``: on success, whether a tensor that a module holds as a plain attribute now may stay; without, all may. Lazy modules
+    are without a form again on failure only.
     """
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
@@ -276,6 +277,12 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
     without_form = unformed(model)
     plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
+    containers = [
+        (module, held, copy.copy(held))
+        for module in modules
+        for name, held in vars(module).items()
+        if isinstance(held, (list, dict, set, deque)) and name not in _OF_MODULES
+    ]
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
     parts = [(module, held, held.copy() if held else {}) for module, held in own if held is not None]  # mostly empty
     formed = {each.module for each in without_form}  # inside, perhaps
@@ -292,6 +299,7 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
                 if (held or before) and not (succeeded and module in formed)
             )
             yield from (partial(_put_back_values, m, before) for m, before, _ in plain if not (succeeded and m in formed))
+            yield from (partial(_put_back, held, before) for m, held, before in containers if not (succeeded and m in formed))
         elif stays is not None:
             yield from (partial(_forget_state, module, before, stays) for module, before, _ in plain)
         if attributes or not succeeded:
@@ -371,13 +379,13 @@ def _put_flag(parameter: Tensor, flag: bool) -> None:
 
 
 def _put_back(now: Any, before: Any) -> None:
-    """The contents of a dict or set."""
+    """The contents of a dict, set, list or deque."""
     if not (now or before):
         return
     if type(now) in (dict, OrderedDict) and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
         return
     now.clear()
-    now.update(before)
+    (now.extend if isinstance(now, (list, deque)) else now.update)(before)
 
 
 def _all_done(steps: Sequence[Callable[[], object]], *, quiet: bool) -> None:

@@ -165,8 +165,8 @@ def lsuv_(
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
     choice: Choice | None = None
-    done: list[Scaling] = []
-    with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model, stays=_computed_in(done)):
+    done: list[tuple[Scaling, Call]] = []
+    with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model, stays=_no_state_of(done)):
         with ranks.together():
             calls = Calls(model, data, forward, batches, target)
         swept = Swept(batches=1, converged=True)
@@ -201,7 +201,7 @@ def lsuv_(
                 scaling.finish()
                 memory.rest()
                 scaling.draw_unused(model)
-                done.append(scaling)
+                done.append((scaling, calls.first))
                 memory.check()
                 records = scaling.ledger.records()
                 _refuse_nothing_reached(model, records, calls.first)
@@ -350,9 +350,17 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
         ranks.end(failure, scaling.adopt)
 
 
-def _computed_in(passes: Sequence[Scaling]) -> Callable[[Tensor], bool]:
-    """Whether a tensor was computed from parameters alone in the last of these passes; of none nothing is known."""
-    return lambda tensor: not passes or passes[-1].weights is None or passes[-1].weights.constant(tensor)
+def _no_state_of(passes: Sequence[tuple[Scaling, Call]]) -> Callable[[Tensor], bool]:
+    """Whether a tensor has no axis of the samples of the last of these passes, or was computed from parameters alone in it."""
+
+    def stays(tensor: Tensor) -> bool:
+        if not passes:
+            return True
+        scaling, call = passes[-1]
+        samples = {len(x) for _, x in call.tensors() if x.dim()}
+        return not samples & set(tensor.shape) or scaling.weights is None or scaling.weights.constant(tensor)
+
+    return stays
 
 
 def _refuse_nothing_reached(model: nn.Module, records: Sequence[Record], call: Call) -> None:

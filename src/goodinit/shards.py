@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -237,22 +237,41 @@ def purpose_of(model: nn.Module, options: Options, mode: str, call: Call) -> dic
     return {"model": _digest(table), "set of options": _digest(asked), "batch": batch, "set of kept weights": _digest(*kept)}
 
 
-def _described(function: object) -> str:
-    """What a function does, the same in another process; of other values themselves."""
-    if isinstance(function, partial):
-        given = sorted((name, _described(value)) for name, value in function.keywords.items())
-        return str((_described(function.func), [_described(value) for value in function.args], given))
-    if isinstance(function, FunctionType):
-        enclosed = [_described(cell.cell_contents) for cell in function.__closure__ or ()]
-        defaults = [_described(value) for value in function.__defaults__ or ()]
-        return str((function.__module__, function.__qualname__, _of_code(function.__code__), enclosed, defaults))
-    text = str(getattr(function, "__qualname__", function))
-    return f"an object of {type(function).__module__}.{type(function).__qualname__}" if " at 0x" in text else text
+def _described(value: object, seen: frozenset[int] = frozenset()) -> str:
+    """What a function does, or a value is, the same in another process."""
+    if id(value) in seen:  # a function that calls itself
+        return "again"
+    seen |= {id(value)}
+    parts: Iterable[object] = ()
+    if isinstance(value, Tensor):
+        return _digest(value)
+    if isinstance(value, CodeType):
+        parts = value.co_code.hex(), value.co_names, value.co_consts
+    elif isinstance(value, partial):
+        parts = value.func, value.args, value.keywords
+    elif isinstance(value, FunctionType):
+        own = value.__module__, value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__
+        parts = *own, *map(_enclosed, value.__closure__ or ())
+    elif isinstance(value, Mapping):
+        return str(sorted((_described(key, seen), _described(each, seen)) for key, each in value.items()))
+    elif isinstance(value, (set, frozenset)):
+        return str(sorted(_described(each, seen) for each in value))
+    elif isinstance(value, (tuple, list)):
+        parts = value
+    elif " at 0x" not in (text := repr(value)):
+        return text
+    elif (name := getattr(value, "__qualname__", None)) is not None:  # of what is written in C, a class
+        return f"{getattr(value, '__module__', '')}.{name}"
+    else:
+        parts = type(value), getattr(value, "__dict__", {})
+    return str([_described(each, seen) for each in parts])
 
 
-def _of_code(code: CodeType) -> str:
-    constants = [_of_code(each) if isinstance(each, CodeType) else repr(each) for each in code.co_consts]
-    return str((code.co_code.hex(), code.co_names, constants))
+def _enclosed(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty yet
+        return None
 
 
 def _digest(*parts: object) -> str:

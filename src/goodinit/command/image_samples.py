@@ -160,7 +160,8 @@ def _size(images: Iterable[Any]) -> tuple[int, int]:
 
 def _shallow(image: Any) -> Any:
     """The 16 bits that some grey images have as floats from 0 to 255: Pillow would cut them off in any other mode."""
-    return image.convert("F").point(lambda value: value * (1 / 257) + 0) if image.mode in _DEEP else image
+    is_deep = image.mode in _DEEP and image.getextrema()[1] > 255
+    return image.convert("F").point(lambda value: value * (1 / 257) + 0) if is_deep else image
 
 
 def _pixels(images: Iterable[Any], size: tuple[int, int], *, grey: bool) -> Iterator[Tensor]:

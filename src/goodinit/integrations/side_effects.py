@@ -68,9 +68,10 @@ Kept = dict[str, tuple[Any, list[Callable[[], object]]]]
 
 def _attributes(part: nn.Module, *, deep: bool, with_tensors: bool) -> Kept:
     held = {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
-    if not with_tensors:
-        held = {name: value for name, value in held.items() if not isinstance(value, Tensor)}
-    return {name: (value, list(_restoring(value, set(), tensors=deep))) for name, value in held.items()}
+    return {
+        name: (value, [] if isinstance(value, Tensor) and not with_tensors else list(_restoring(value, set(), tensors=deep)))
+        for name, value in held.items()
+    }
 
 
 def _restoring(value: Any, seen: set[int], *, tensors: bool, outermost: bool = True) -> Iterator[Callable[[], object]]:
@@ -105,6 +106,7 @@ def _put_back(part: nn.Module, attributes: Kept, *, with_tensors: bool) -> None:
         if with_tensors or not isinstance(held[name], Tensor):
             del held[name]
     for name, (value, steps) in attributes.items():
-        held[name] = value
+        if with_tensors or not (isinstance(value, Tensor) and isinstance(held.get(name), Tensor)):
+            held[name] = value
         for step in steps:
             step()

@@ -116,7 +116,10 @@ def _more(loss: Callable[..., Any], required: int) -> int:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return len(parameters) + 99
     others = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
-    return int(bool(others) and others[0].default is None)
+    return int(bool(others) and others[0].default is None and others[0].name in _TARGETS)
+
+
+_TARGETS = frozenset(("target", "targets", "label", "labels", "y", "y_true"))
 
 
 def _parameters(loss: Callable[..., Any]) -> list[inspect.Parameter]:

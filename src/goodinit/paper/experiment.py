@@ -146,7 +146,7 @@ def read(path: Path) -> Experiment:
     """
     file = content(path)
     where = path.name
-    if path.stem in names() and path.resolve().parent != HERE / "experiments":
+    if path.stem in names() and path.resolve().parent != (HERE / "experiments").resolve():
         raise OptionError(f"{where}: an experiment of that name comes with goodinit; give the file another name")
     refuse_unknown(file, _KEYS, where)
     if not isinstance(file.get("title"), str) or not file.get("rows"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -14,11 +15,15 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
-    holder, name, exact = (cudnn.conv, "fp32_precision", "ieee") if hasattr(cudnn, "conv") else (cudnn, "allow_tf32", False)
-    before = getattr(holder, name)
-    setattr(holder, name, exact)
+    cudnn: Any = torch.backends.cudnn
+    newer = hasattr(cudnn, "conv")  # where convolutions and recurrent layers have a switch each
+    holders = (cudnn.conv, cudnn.rnn) if newer else (cudnn,)
+    name, exact = ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
+    before = [getattr(holder, name) for holder in holders]
+    for holder in holders:
+        setattr(holder, name, exact)
     try:
         yield
     finally:
-        setattr(holder, name, before)
+        for holder, value in zip(holders, before, strict=True):
+            setattr(holder, name, value)

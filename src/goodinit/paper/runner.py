@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from goodinit.paper.audience import Audience
 from goodinit.paper.config import Run
 from goodinit.paper.experiment import Cell
+from goodinit.paper.files import BusyError, locked
 from goodinit.paper.order import Order
 from goodinit.paper.results import Provenance, Results
 from goodinit.paper.worker import FINISHED_BEFORE, Worker
@@ -39,8 +42,9 @@ def reproduce(
     finished = [run for _, run in runs if any(row.is_of(run, order.device) for row in rows)]
     todo = world.of_first([(cell, run) for cell, run in runs if run not in finished])
     if world.first:
-        for run in finished:  # of a process that was killed between the row and this
-            results.checkpoint(run).unlink(missing_ok=True)
+        for path in filter(Path.exists, map(results.checkpoint, finished)):  # of a process that was killed after its row
+            with suppress(BusyError), locked(path, wait=False):
+                path.unlink(missing_ok=True)
     before = len(runs) - len(todo)
     audience.starts(order, len(runs), before)
     return Counter({FINISHED_BEFORE: before}) + (launcher or in_this_process)(order, results, provenance, audience, todo)

@@ -149,11 +149,12 @@ def _by_seed(results: Iterable[Result]) -> BySeed:
 
 
 def times(filled: Filled) -> dict[str, float]:
-    """Median seconds of every contender of a measurement, over the rounds of all seeds."""
-    if not isinstance(filled.cell.run, Timing):
+    """Median seconds of every contender of a measurement, over the rounds of all seeds on the last one's device and threads."""
+    if not isinstance(filled.cell.run, Timing) or not filled.results:
         return {}
     rounds: dict[str, list[float]] = {}
-    for result in filled.results:
+    places = [(result.row["device"], result.row["machine"]["threads"]) for result in filled.results]
+    for result in (result for result, place in zip(filled.results, places, strict=True) if place == places[-1]):
         for name, seconds in result.row["seconds"].items():
             rounds.setdefault(name, []).extend(seconds)
     return medians(rounds)
