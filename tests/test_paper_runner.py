@@ -258,7 +258,7 @@ def run_plain(checkpoint):
         (["--seeds", "0"], 2, "goodinit: seeds must be 1 or more; got 0"),
         (["--precision", "float16"], 2, "goodinit: precision must be one of float32, bfloat16; got 'float16'"),
         (["--device", "tpu"], 2, "goodinit: device must be cpu, cuda or auto; got 'tpu'"),
-        (["--data-dir", "nowhere"], 2, "goodinit: there is no data folder 'nowhere'"),
+        (["--data-dir", "nowhere"], 2, "goodinit: --data-dir: there is no folder 'nowhere'"),
         (["--data-dir", "."], 1, "goodinit: no MNIST in the data folder '.'"),
         (["--threads", "-1"], 2, "goodinit: threads must be 1 or more; got -1"),
         (["--only", ""], 2, "goodinit: --only names rows, or row/column; got nothing. Leave it out for all of them"),
