@@ -10,7 +10,7 @@ import contextlib
 import copy
 import random
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from goodinit.containers import CONTAINERS, refill
 from goodinit.errors import OptionError
 from goodinit.interception.weights import storage_of
 from goodinit.lazy import unformed
@@ -50,19 +51,6 @@ class Undo:
         """Copy a weight unless that has been done. Call it before every change."""
         if id(parameter) not in self._saved:
             self._saved[id(parameter)] = (parameter, None if is_lazy(parameter) else parameter.detach().clone())
-
-    def remember_those(self, tensors: Iterable[Tensor]) -> Callable[[Tensor], None]:
-        """To be called with any tensor before it is changed: copies those of these tensors that share its memory."""
-        by_memory: dict[int, list[Tensor]] = {}
-        for tensor in tensors:
-            if memory := storage_of(tensor):
-                by_memory.setdefault(memory, []).append(tensor)
-
-        def about_to_change(tensor: Tensor) -> None:
-            for each in by_memory.get(storage_of(tensor), ()):
-                self.remember(each)
-
-        return about_to_change
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -102,13 +90,23 @@ def undone() -> Iterator[Undo]:
 
 
 @contextmanager
-def batch_kept(tensors: Iterable[Tensor]) -> Iterator[Callable[[Tensor], None]]:
-    """The caller's tensors are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first).
+def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor], None]]:
+    """The tensors of a batch are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first).
 
-    Gives what is to be called with every tensor before it is written into: then a copy is made, of these alone.
+    Gives what is to be called with every tensor before it is written into: only then is a copy made. ``named``: as
+    `goodinit.batches.Call.tensors` has them.
     """
+    by_memory: dict[int, list[Tensor]] = {}
+    for _, tensor in named:
+        if memory := storage_of(tensor):
+            by_memory.setdefault(memory, []).append(tensor)
     with undone() as undo:
-        yield undo.remember_those(tensors)
+
+        def about_to_write(tensor: Tensor) -> None:
+            for each in by_memory.get(storage_of(tensor), ()):
+                undo.remember(each)
+
+        yield about_to_write
 
 
 class Randomness:
@@ -281,7 +279,7 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
         (module, held, copy.copy(held))
         for module in modules
         for name, held in vars(module).items()
-        if isinstance(held, (list, dict, set, deque)) and name not in _OF_MODULES
+        if isinstance(held, CONTAINERS) and name not in OF_MODULES
     ]
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
     parts = [(module, held, held.copy() if held else {}) for module, held in own if held is not None]  # mostly empty
@@ -384,8 +382,7 @@ def _put_back(now: Any, before: Any) -> None:
         return
     if type(now) in (dict, OrderedDict) and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
         return
-    now.clear()
-    (now.extend if isinstance(now, (list, deque)) else now.update)(before)
+    refill(now, before)
 
 
 def _all_done(steps: Sequence[Callable[[], object]], *, quiet: bool) -> None:
@@ -423,14 +420,14 @@ def _put_back_tensors(module: nn.Module, before: dict[str, Any]) -> None:
 
 # Of every module: what it is made of and what it calls, but for parameters and buffers; and the names of all that it has.
 _PARTS = [name for name, held in vars(nn.Module()).items() if isinstance(held, dict) and name not in ("_parameters", "_buffers")]
-_OF_MODULES = frozenset(vars(nn.Module()))
+OF_MODULES = frozenset(vars(nn.Module()))
 # What torch.nn.utils' weight_norm, spectral_norm and prune call the parameters that they compute another one from.
 _COMPUTED_FROM = ("_v", "_orig")
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
 
 
 def _own_values(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in attributes.items() if isinstance(value, _VALUES) and name not in _OF_MODULES}
+    return {name: value for name, value in attributes.items() if isinstance(value, _VALUES) and name not in OF_MODULES}
 
 
 def _put_back_values(module: nn.Module, before: dict[str, Any]) -> None:

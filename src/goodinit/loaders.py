@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import random
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+
+from goodinit.containers import CONTAINERS, refill
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,10 @@ def _contents(part: Any) -> dict[str, Any]:
     """What a sampler of the caller's holds and may change in place: an order that it shuffles."""
     if not isinstance(part, Sampler) or type(part).__module__.partition(".")[0] == "torch":
         return {}
-    held = {name: value for name, value in vars(part).items() if isinstance(value, _CHANGEABLE) or _is_array(value)}
+    held = {
+        name: value for name, value in vars(part).items() if isinstance(value, (*CONTAINERS, torch.Tensor)) or _is_array(value)
+    }
     return {name: value.clone() if isinstance(value, torch.Tensor) else copy.copy(value) for name, value in held.items()}
-
-
-_CHANGEABLE = (list, dict, set, deque, torch.Tensor)
 
 
 def _is_array(held: Any) -> bool:
@@ -156,6 +156,5 @@ def _fill(held: Any, content: Any) -> None:
     """Let something that can be changed hold what a copy of it holds."""
     if isinstance(held, torch.Tensor) or _is_array(held):
         held[...] = content
-        return
-    held.clear()
-    (held.extend if isinstance(held, (list, deque)) else held.update)(content)
+    else:
+        refill(held, content)

@@ -327,7 +327,7 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
     sharded.reshard(model)
     failure: BaseException | None = None
     try:
-        with guard.batch_kept(tensor for _, tensor in call.tensors()) as about_to_write:
+        with guard.batch_kept(call.tensors()) as about_to_write:
             seen = intercept(
                 model, scaling, scaling.prepare, memory or None, remember=scaling.remember, about_to_write=about_to_write
             )

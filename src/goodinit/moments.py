@@ -87,8 +87,8 @@ def _shifted_sums(z: Tensor, work: torch.dtype) -> tuple[list[int], Tensor]:
         if d.device.type == "cpu" and torch.isinf(square):  # beyond float32's squares, and not its numbers
             square = (chunk.double() - shift).square_().sum()
         sums += (total, square)
-    widest_ = torch.float64 if any(each.dtype == torch.float64 for each in sums) else work
-    return counts, torch.stack([each.to(widest_) for each in sums])
+    wide = torch.float64 if any(each.dtype == torch.float64 for each in sums) else work
+    return counts, torch.stack([each.to(wide) for each in sums])
 
 
 def chunks(z: Tensor, size: int) -> Iterator[Tensor]:

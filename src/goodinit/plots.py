@@ -31,7 +31,7 @@ from goodinit.canvas import (
 )
 from goodinit.errors import OptionError, is_number
 from goodinit.measurement.layer import HEALTHY_UPDATES, Layer
-from goodinit.measurement.signals import Signal
+from goodinit.measurement.signals import Signal, rate_of
 from goodinit.report import Report
 from goodinit.ridges import plot_ridges
 
@@ -167,9 +167,14 @@ def plot_updates(
         lr: the learning rate; by default that of the last signal that has one, or 0.01.
         labels: of the two.
         ax: where to draw; a figure of its own by default.
+
+    Raises:
+        OptionError: lr is not positive.
     """
     ax = ax or new_axes()
-    rate = rate_of(lr, before, after)
+    rate = rate_of(lr, [before] if after is None else [before, after])
+    if not (is_number(rate) and 0 < rate < float("inf")):
+        raise OptionError(f"lr must be a positive number; got {rate!r}")
     ax.axhspan(
         *HEALTHY_UPDATES,
         color=colours(ax)[2],
@@ -180,19 +185,6 @@ def plot_updates(
     )
     names = _numbers(ax, (before, after), labels, lambda layer: layer.relative_update(rate))
     return _finished(ax, names, f"relative update at lr={rate:g}")
-
-
-def rate_of(lr: float | None, *signals: Signal | None) -> float:
-    """The learning rate that relative updates are shown for: the given one, or the last signal's that has one, or 0.01.
-
-    Raises:
-        OptionError: it is not positive.
-    """
-    given = [lr, *(signal.lr for signal in reversed(signals) if signal is not None)]
-    rate = next((each for each in given if each is not None), 0.01)
-    if not (is_number(rate) and 0 < rate < float("inf")):
-        raise OptionError(f"lr must be a positive number; got {rate!r}")
-    return rate
 
 
 def _stds(side: Stds) -> dict[str, float]:

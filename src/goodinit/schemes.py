@@ -217,10 +217,9 @@ class _Drawing(Scaling):
     def run(self, model: nn.Module, data: Any, forward: Forward | None) -> int:
         """Draw all weights; returns the number of forward passes."""
         call = None if data is None and forward is None else first_call(model, data, forward)
-        given = () if call is None else (tensor for _, tensor in call.tensors())
         with (
             guard.forward_mode(model, "train"),
-            guard.batch_kept(given) as about_to_write,
+            guard.batch_kept(() if call is None else call.tensors()) as about_to_write,
             intercept(model, self, self.prepare, remember=self.remember, about_to_write=about_to_write) as seen,
         ):
             self.begin(seen.weights)
@@ -284,10 +283,9 @@ class _Default(_Drawing):
         passes = 0
         if data is not None or forward is not None:  # gives lazy layers their form
             call = first_call(model, data, forward)
-            given = (tensor for _, tensor in call.tensors())
             with (
                 guard.forward_mode(model, "train"),
-                guard.batch_kept(given) as about_to_write,
+                guard.batch_kept(call.tensors()) as about_to_write,
                 intercept(model, Operation.output, remember=self.remember, about_to_write=about_to_write),
                 self.explained(call),
             ):

@@ -131,14 +131,15 @@ class Sweeper:
         pooled: dict[Key, _Pooled] = {}
         count = 0
         for call in self.watch(self._in_step(iter(self.calls))):
-            self._compare(call, count)
+            if not count:
+                self._compare(call)
             self.begin(count)
             count += 1
             measuring = Measuring(keys)
             sharded.reshard(self.model)
             with (
                 self.ranks.explained(),
-                guard.batch_kept(tensor for _, tensor in call.tensors()) as about_to_write,
+                guard.batch_kept(call.tensors()) as about_to_write,
                 intercept(self.model, measuring, remember=remember, about_to_write=about_to_write),
             ):
                 call(self.model)
@@ -151,10 +152,10 @@ class Sweeper:
             raise DataError(f"the data gave a batch once, and none when it was read again: {_ONCE}")
         return pooled, count
 
-    def _compare(self, call: Call, number: int) -> None:
+    def _compare(self, call: Call) -> None:
         """Warn where the first batch of a sweep is not the one whose stds it is to correct."""
         pairs = zip(call.tensors(), self.calls.first.tensors(), strict=False)
-        if number == 0 and not all(same_numbers(ours, theirs) for (_, ours), (_, theirs) in pairs):
+        if not all(same_numbers(ours, theirs) for (_, ours), (_, theirs) in pairs):
             warnings.warn(f"lsuv_: the data gave other batches when it was read again: {_ONCE}", GoodinitWarning, stacklevel=2)
 
     def _in_step(self, calls: Iterator[Call]) -> Iterator[Call]:
@@ -217,9 +218,10 @@ class Measuring:
 
 def _added_up(pooled: Mapping[Key, _Pooled], keys: list[Key], ranks: Ranks) -> tuple[dict[Key, float], dict[Key, float]]:
     """Stds over all batches of all processes, and their spreads, of the weights that were used: one sum and one transfer."""
-    device = next(iter(pooled.values())).sums().device if pooled else ranks.device
+    own = {key: found.sums() for key, found in pooled.items()}
+    device = next(iter(own.values())).device if own else ranks.device
     nothing = torch.zeros(SIZE, dtype=torch.float64, device=device)
-    rows = [pooled[key].sums() if key in pooled else nothing for key in keys]
+    rows = [own.get(key, nothing) for key in keys]
     stds, spreads = {}, {}
     for key, row in zip(keys, ranks.summed(torch.stack(rows)).tolist(), strict=True):
         total, square, count = row[-3:]

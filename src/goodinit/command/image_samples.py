@@ -34,11 +34,7 @@ def folder_samples(folder: Path, wanted: Wanted) -> Samples:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not any(
-            part.startswith(".") for part in path.relative_to(folder).parts
-        )  # no data: what systems and tools leave there
-        and path.is_file()
+        if path.suffix.lower() in suffixes and not _is_hidden(path.relative_to(folder)) and path.is_file()
     )
     if not files:
         return _parquet_samples(folder, wanted)
@@ -109,6 +105,11 @@ def _readable(Image: Any) -> set[str]:  # noqa: N803 - a module whose name is th
         return factory is not None and not (isinstance(factory, type) and issubclass(factory, StubImageFile))
 
     return {suffix for suffix, kind in Image.registered_extensions().items() if is_real(kind)}
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether it is what systems and tools leave in a folder, and no data."""
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _datasets() -> Any:

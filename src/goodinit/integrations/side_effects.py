@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from goodinit.containers import CONTAINERS, refill
+from goodinit.guard import OF_MODULES
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-
-_CONTAINERS = (list, dict, set, deque)
-_OF_MODULES = frozenset(vars(nn.Module()))
-"""Attributes of every module: parameters, buffers, hooks. They are `goodinit.guard`'s business."""
 
 
 @contextmanager
@@ -67,7 +65,7 @@ Kept = dict[str, tuple[Any, list[Callable[[], object]]]]
 
 
 def _attributes(part: nn.Module, *, deep: bool, with_tensors: bool) -> Kept:
-    held = {name: value for name, value in vars(part).items() if name not in _OF_MODULES}
+    held = {name: value for name, value in vars(part).items() if name not in OF_MODULES}
     return {
         name: (value, [] if isinstance(value, Tensor) and not with_tensors else list(_restoring(value, set(), tensors=deep)))
         for name, value in held.items()
@@ -82,9 +80,9 @@ def _restoring(value: Any, seen: set[int], *, tensors: bool, outermost: bool = T
     if isinstance(value, Tensor):
         if (outermost or tensors) and not value.is_inference():
             yield partial(_renumber, value, value._version, value.detach().clone())
-    elif isinstance(value, _CONTAINERS):
+    elif isinstance(value, CONTAINERS):
         held = copy.copy(value)
-        yield partial(_refill, value, held)
+        yield partial(refill, value, held)
         for item in held.values() if isinstance(held, dict) else held:
             yield from _restoring(item, seen, tensors=tensors, outermost=False)
 
@@ -94,15 +92,10 @@ def _renumber(tensor: Tensor, version: int, numbers: Tensor) -> None:
         tensor.copy_(numbers)
 
 
-def _refill(container: Any, items: Any) -> None:
-    container.clear()
-    (container.extend if isinstance(container, (list, deque)) else container.update)(items)
-
-
 @torch.no_grad()
 def _put_back(part: nn.Module, attributes: Kept, *, with_tensors: bool) -> None:
     held = vars(part)
-    for name in held.keys() - attributes.keys() - _OF_MODULES:
+    for name in held.keys() - attributes.keys() - OF_MODULES:
         if with_tensors or not isinstance(held[name], Tensor):
             del held[name]
     for name, (value, steps) in attributes.items():

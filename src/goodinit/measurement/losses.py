@@ -24,8 +24,8 @@ class Objective:
     """How many items of a batch it is given."""
     optional: bool = False
     """Whether it may do without: what a builtin takes cannot be asked."""
-    more: int = 0
-    """How many items of what the model does not take it is given besides, if there are any."""
+    more: int | None = 0
+    """How many items of what the model does not take it is given besides, if there are any; None: all."""
 
     @classmethod
     def checked(cls, loss: Loss) -> Objective | None:
@@ -60,7 +60,7 @@ class Objective:
                 f"the loss takes the output and {self.targets} more, the batch has {len(targets)} more than the model takes "
                 f"({call}); pass the target with it: measure(model, (x, y), loss=…), or a loss of the output alone"
             )
-        targets += call.rest[len(targets) : len(targets) + self.more]
+        targets += call.rest[len(targets) :][: self.more]
         try:
             value = self.function(output, *targets)
         except Exception as error:
@@ -108,13 +108,13 @@ def _required(loss: Callable[..., Any]) -> int | None:
     return max(1, sum(p.default is p.empty for p in positional))
 
 
-def _more(loss: Callable[..., Any], required: int) -> int:
+def _more(loss: Callable[..., Any], required: int) -> int | None:
     """How many more it may be meant to be given, where it must be given the output alone: ``target=None``, ``*targets``."""
     if required > 1:  # what else torch's own have are weights and the like
         return 0
     parameters = _parameters(loss)
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return len(parameters) + 99
+        return None
     others = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][1:]
     return int(bool(others) and others[0].default is None and others[0].name in _TARGETS)
 

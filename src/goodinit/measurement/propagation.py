@@ -118,15 +118,14 @@ def _run(
     sharded.reshard(model)
     try:
         inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
-        seen = intercept(
-            model,
-            observer,
-            observer.prepare,
-            watch=observer.watch,
-            remember=undo.remember,
-            about_to_write=undo.remember_those(tensor for _, tensor in call.tensors()),
-        )
-        with inputs, guard.without_reduction(model), seen:
+        with (
+            inputs,
+            guard.without_reduction(model),
+            guard.batch_kept(call.tensors()) as about_to_write,
+            intercept(
+                model, observer, observer.prepare, watch=observer.watch, remember=undo.remember, about_to_write=about_to_write
+            ) as seen,
+        ):
             with _explained(observer, call):
                 output = call(model)
             if objective is None:

@@ -228,6 +228,12 @@ def _then(layer: Layer) -> str:
     return ", ".join([layer.activation or "-", *flat])
 
 
+def rate_of(lr: float | None, signals: Iterable[Signal]) -> float:
+    """The learning rate that relative updates are shown for: the given one, or that of the last signal that has one, or 0.01."""
+    given = [lr, *(signal.lr for signal in reversed([*signals]))]
+    return next((rate for rate in given if rate is not None), 0.01)
+
+
 def _layer(raw: dict[str, Any]) -> Layer:
     values: dict[str, Any] = {key: _number_of(value, key) for key, value in raw.items()}
     values.update({key: tuple(value) for key, value in values.items() if isinstance(value, list)})

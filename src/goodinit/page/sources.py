@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from goodinit.measurement.signals import Layer, Signal
+from goodinit.measurement.signals import Layer, Signal, rate_of
 from goodinit.report import Record, Report
 
 
@@ -50,8 +50,7 @@ class Sources:
     @property
     def rate(self) -> float:
         """The learning rate for the relative updates."""
-        asked = [rate for rate in (self.lr, *(signal.lr for signal in reversed(self.signals))) if rate is not None]
-        return asked[0] if asked else 0.01
+        return rate_of(self.lr, self.signals)
 
     @property
     def records(self) -> Sequence[Record]:

@@ -211,10 +211,8 @@ class Training(Settings):
         self._check_teacher()
 
     def _check_network(self) -> None:
-        is_large = isinstance(NETWORKS[self.network], ImageNet)
-        if is_large and self.activation != "relu":
-            raise OptionError(f"{self.network} is published with activation='relu'; got {self.activation!r}")
-        if self.init == "bvlc" and not is_large:
+        _check_activation(self.network, self.activation)
+        if self.init == "bvlc" and not isinstance(NETWORKS[self.network], ImageNet):
             raise OptionError(f"init='bvlc' is CaffeNet's or GoogLeNet's; got network={self.network!r}")
         if self.init == "gradinit" and self.network == "googlenet":
             raise OptionError("init='gradinit' knows no auxiliary classifiers, which googlenet has")
@@ -289,8 +287,7 @@ class Timing(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(NETWORKS[self.network], ImageNet) and self.activation != "relu":
-            raise OptionError(f"{self.network} is published with activation='relu'; got {self.activation!r}")
+        _check_activation(self.network, self.activation)
         if self.measure == "init":  # is never autocast
             object.__setattr__(self, "precision", Timing.precision)
 
@@ -331,6 +328,11 @@ class Walk(Settings):
 
     def __str__(self) -> str:
         return f"walk-{self.network}-{self.depth}-{self.activation}-{self.init}-seed{self.seed}"
+
+
+def _check_activation(network: str, activation: str) -> None:
+    if isinstance(NETWORKS[network], ImageNet) and activation != "relu":
+        raise OptionError(f"{network} is published with activation='relu'; got {activation!r}")
 
 
 def nonlinearity_of(activation: str) -> Literal["linear", "relu"]:
