@@ -17,7 +17,7 @@ from torch import nn
 from goodinit import OptionError, measure
 from goodinit.errors import UnhealthyError
 from goodinit.measurement.layer import Layer
-from goodinit.measurement.signals import Signal
+from goodinit.measurement.signals import Signal, rate_of
 from goodinit.report import percent
 
 LAYER = Layer(
@@ -168,3 +168,11 @@ def test_a_picture_in_six_lines(tmp_path):
     done = subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path(tmp_path / "signal.png").stat().st_size > 10_000
+
+
+def test_which_learning_rate_updates_are_shown_for():
+    early, late, without = (Signal((), None, "", lr, 0.0) for lr in (0.1, 0.5, None))
+    assert rate_of(None, [early, late]) == 0.5
+    assert rate_of(None, [early, without]) == 0.1
+    assert rate_of(0.3, [early, late]) == 0.3
+    assert rate_of(None, [without]) == 0.01
