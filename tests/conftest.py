@@ -17,6 +17,15 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Each test leaves the number of threads as it was: sums of others depend on it, in their last bits."""
+    yield
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert threads == 1, f"the test left torch with {threads} threads"
+
+
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A user's project as the current folder; the modules that are imported from it are forgotten afterwards."""

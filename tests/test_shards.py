@@ -33,12 +33,13 @@ class Stops(nn.Module):
         return x
 
 
-def net(*, meta=True, stop=False):
+def net(*, meta=True, stop=None):
     torch.manual_seed(0)
     with torch.device("meta" if meta else "cpu"):
         layers = [nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32), nn.Tanh(), Stops()) for _ in range(6)]
         model = nn.Sequential(*layers, nn.LSTM(32, 8))
-    model[4][3].on = stop
+    if stop is not None:
+        model[stop][3].on = True
     return model
 
 
@@ -51,6 +52,11 @@ def initialize(model, folder, seed=0, x=X, **options):
     return lsuv_(model, x, device="cpu", checkpoint=folder, generator=torch.Generator().manual_seed(seed), **options)
 
 
+def same_to_rounding(a, b):
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return all(torch.allclose(x, y, rtol=1e-6, atol=1e-7) for x, y in pairs)
+
+
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
@@ -60,20 +66,22 @@ def held(folder):
 
 
 @pytest.mark.parametrize("meta", [True, False], ids=["meta", "with memory"])
-def test_an_interrupted_call_goes_on_where_it_was(tmp_path, meta):
+@pytest.mark.parametrize("stop", [1, 4])
+def test_an_interrupted_call_goes_on_where_it_was(tmp_path, meta, stop):
     expected = net(meta=meta)
     report = lsuv_(expected, X, device="cpu", generator=torch.Generator().manual_seed(0))
-    broken = net(meta=meta, stop=True)
+    broken = net(meta=meta, stop=stop)
     before = {name: tensor.clone() for name, tensor in broken.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
         initialize(broken, tmp_path)
     assert all(p.is_meta == meta for p in broken.parameters())
     assert meta or all(torch.equal(tensor, before[name]) for name, tensor in broken.state_dict().items())
     state = json.loads((tmp_path / "goodinit.json").read_text())
-    assert 2 <= len(state["scaled"]) <= 5
+    assert stop <= len(state["scaled"]) <= stop + 1
     resumed = net(meta=meta)
     again = initialize(resumed, tmp_path, seed=9)  # the seed of the interrupted call counts
-    assert same(resumed, expected)
+    # What an earlier call scaled is computed with its final weights, and not with the first ones times their factor.
+    assert same_to_rounding(resumed, expected)
     for a, b in zip(again, report, strict=True):
         assert (a.name, a.status) == (b.name, b.status)
         assert a.factor == pytest.approx(b.factor, rel=1e-6)
@@ -82,7 +90,7 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, meta):
 
 def test_what_was_finished_is_not_drawn_again(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        initialize(net(stop=True), tmp_path)
+        initialize(net(stop=4), tmp_path)
     drawn = []
     draw = torch.randn
 

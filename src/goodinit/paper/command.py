@@ -250,13 +250,13 @@ def run(
                 order.runs()
         if threads < 0:
             raise OptionError(f"threads must be 1 or more; got {threads}")
-        if threads:
-            torch.set_num_threads(threads)
-        keep_freed_memory()
         if launcher == "local" and (ray_address is not None or cpus is not None or gpus is not None):
             raise OptionError("--ray-address, --cpus and --gpus are for --launcher ray; this process has --threads and --device")
         if launcher == "ray":
             _check_for_ray(threads=threads, hides_gpus=device == "cuda" and gpus == 0, tensorboard=tensorboard is not None)
+        if threads:
+            torch.set_num_threads(threads)
+        keep_freed_memory()
         gpus = float(device == "cuda") if gpus is None else gpus
         launch = _launcher(launcher, ray_address, 1 if cpus is None else cpus, gpus)
         finished, count = Results(results), Counter[str]()
