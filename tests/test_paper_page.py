@@ -224,8 +224,11 @@ def test_where_the_figures_come_from(tmp_path):
     assert (
         "2 runs; seeds 0, 1; cpu: a CPU, 2 threads; torch 9.9; commit 0123456789 and fedcba9876 with changes; 1 of them broken "
         "off and taken up again; cifar10 from 7 lossy JPEG files among 100 training images and 7 lossy JPEG files "
-        "among 50 test images. Made by `goodinit reproduce x`; `goodinit y`."
+        "among 50 test images.\n\n"
+        '<details markdown="1"><summary>Made by 2 commands</summary>\n\n- `goodinit reproduce x`\n- `goodinit y`\n\n</details>\n'
     ) in text
+    write_page(results[:1], tmp_path / "page.md")
+    assert "; commit 0123456789. Made by `goodinit reproduce x`.\n" in (tmp_path / "page.md").read_text()
     assert "No run yet: `goodinit reproduce table4 --budget full`." in text
 
 

@@ -197,8 +197,12 @@ def _provenance(table: Filling) -> str:
         *([f"{_interrupted(rows)} of them broken off and taken up again"] if _interrupted(rows) else []),
         *_data(rows),
     ]
-    commands = "; ".join(f"`{command}`" for command in dict.fromkeys(str(row["command"]) for row in rows))
-    return f"{'; '.join(facts)}. Made by {commands}."
+    commands = [f"`{command}`" for command in dict.fromkeys(str(row["command"]) for row in rows)]
+    told = "; ".join(facts)
+    if len(commands) == 1:
+        return f"{told}. Made by {commands[0]}."
+    folded = "\n".join(f"- {command}" for command in commands)
+    return f'{told}.\n\n<details markdown="1"><summary>Made by {len(commands)} commands</summary>\n\n{folded}\n\n</details>'
 
 
 def _interrupted(rows: Iterable[Mapping[str, Any]]) -> int:
