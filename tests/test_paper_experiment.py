@@ -60,17 +60,19 @@ def test_table3_is_the_paper_s():
     run = cells["lsuv/relu"].run
     assert run == Training(
         data="cifar10", network="fitnet4", activation="relu", init="lsuv", lr=0.01, momentum=0.9, weight_decay=5e-4, pad=4,
-        mirror=True, milestones=(40_000, 60_000, 80_000), iterations=90_000, batch=128,
+        mirror=True, milestones=(40_000, 60_000, 80_000), iterations=90_000, batch=128, linear_bias_decay=False,
     )  # fmt: skip
     # The authors' own recipes for two cells.
     he, xavier = cells["he/maxout"].run, cells["xavier/maxout"].run
-    assert (he.lr, he.momentum, he.milestones) == (0.001, 0.5, (80_000,))
+    assert (he.lr, he.momentum, he.milestones, he.clip_gradients) == (0.001, 0.5, (80_000,), 50.0)
     assert (xavier.lr, xavier.momentum, xavier.milestones) == (0.01, 0.5, (40_000, 60_000, 80_000))
 
 
 def test_mnist_s_recipe():
     run = {cell.name: cell for cell in named("table2").selected("full")}["mnist-hinge/lsuv"].run
     assert (run.optimizer, run.lr, run.rms_decay, run.batch, run.iterations) == ("rmsprop", 0.002, 0.99, 64, 50_000)
+    assert run.bias_decay
+    assert run.linear_bias_decay
     assert (run.milestones, run.gamma, run.weight_decay, run.pixels, run.loss) == (
         (15_000, 30_000, 45_000), 0.1, 5e-4, "scaled", "hinge",
     )  # fmt: skip

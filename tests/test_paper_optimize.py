@@ -103,3 +103,17 @@ def test_biases_may_have_a_rate_and_a_decay_of_their_own():
     for name, p in model.named_parameters():
         decay = 0.05 * before[name] if name in ("0.weight", "3.weight") else 0.0
         assert torch.allclose(p.detach(), before[name] - expected[name] - decay, atol=1e-6), name
+
+
+@pytest.mark.parametrize(("clip", "scale"), [(0.0, 1.0), (10.0, 0.5), (30.0, 1.0)])
+def test_gradients_are_clipped_by_the_norm_of_all_of_them_and_before_weight_decay(clip, scale):
+    run = Training(**BASE, lr=1.0, momentum=0.0, weight_decay=0.1, clip_gradients=clip)
+    model = nn.Linear(3, 1)
+    nn.init.constant_(model.weight, 2.0)
+    nn.init.constant_(model.bias, 0.0)
+    solver = Solver(run, model)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 10.0)  # of norm 20
+    solver.step(0)
+    assert torch.allclose(model.weight, torch.full((1, 3), 2.0 - 10.0 * scale - 0.2))
+    assert torch.allclose(model.bias, torch.tensor([-10.0 * scale]))

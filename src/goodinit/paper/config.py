@@ -123,6 +123,8 @@ class Training(Settings):
     """Whether those of linear layers do."""
     bias_lr: float = 1.0
     """What the learning rate of biases is multiplied by; Caffe's ImageNet networks have 2."""
+    clip_gradients: float = 0.0
+    """L2 norm of all gradients together that they are scaled down to where they have a larger one; 0: they are not."""
     schedule: str = "step"
     """``"step"``, or ``"poly"``: lr (1 - iteration / iterations)^power."""
     power: float = 0.5
@@ -190,7 +192,7 @@ class Training(Settings):
             raise OptionError(f"milestones must be 0 or more; got {list(self.milestones)}")
         if not isfinite(self.gate_bias):
             raise OptionError(f"gate_bias must be finite; got {self.gate_bias}")
-        for key in ("power", "auxiliary", "distill_from", "distill_to", "weight_decay"):
+        for key in ("power", "auxiliary", "distill_from", "distill_to", "weight_decay", "clip_gradients"):
             if not 0 <= getattr(self, key) < float("inf"):
                 raise OptionError(f"{key} must be 0 or more; got {getattr(self, key)}")
         for key in ("momentum", "rms_decay"):

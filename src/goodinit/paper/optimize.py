@@ -31,7 +31,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"softmax": F.cross_entr
 
 
 class Solver:
-    """SGD with momentum or RMSProp, weight decay and the steps of the learning rate, as in Caffe."""
+    """SGD with momentum or RMSProp, weight decay, clipping and the steps of the learning rate, as in Caffe."""
 
     def __init__(self, run: Training, model: nn.Module) -> None:
         self._run = run
@@ -54,6 +54,9 @@ class Solver:
             own = rate * group["lr_mult"]
             if group["lr"] != own:
                 self._change_rate(group, own)
+        if self._run.clip_gradients:  # before weight decay is added, as in Caffe
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self._run.clip_gradients)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
