@@ -1,4 +1,4 @@
-# `make demo` and `make test` need only Python 3.10 or newer and make: each sets up .venv first, once.
+# `make demo` and `make test` need only Python 3.11.5 or newer and make: each sets up .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -64,7 +64,7 @@ docs: $(READY)
 
 # The stamp is written last: an interrupted set-up is run again.
 $(READY): Makefile pyproject.toml constraints.txt
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || { echo "goodinit needs Python 3.10 or newer; name one with: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11, 5))" || { echo "The pinned dependencies need Python 3.11.5 or newer (goodinit itself: 3.10); name one with: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments. On Debian: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

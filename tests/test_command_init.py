@@ -71,6 +71,19 @@ def test_the_target_chosen_by_what_signal_and_gradient_show(project):
     assert 1 < found["report"]["forward_passes"] <= 11
 
 
+@pytest.mark.parametrize(
+    ("labels", "head"),
+    [(None, 0.1), (torch.arange(40) % 4, 1.0), (torch.rand(40), 0.1)],
+    ids=["no labels", "classes", "numbers"],
+)
+@pytest.mark.parametrize("name", ["x", "images"])
+def test_chosen_targets_let_classes_be_told_apart(project, labels, head, name):
+    save_file({name: torch.randn(40, 3, 9, 9), **({} if labels is None else {"labels": labels})}, "batch.safetensors")
+    found = printed_json("init", "net:Net", "--data", "batch.safetensors", "--target-std", "auto")
+    assert found["report"]["records"][-1]["std_after"] == pytest.approx(head, rel=1e-3)
+    refused(2, "init", "net:Net", "--data", "batch.safetensors", "--target-std", "auto", "--batches", "2")
+
+
 def test_centring_and_other_variances(project):
     x = torch.randn(64, 3, 9, 9)
     save_file({"x": x}, "batch.safetensors")

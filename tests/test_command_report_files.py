@@ -47,7 +47,7 @@ def test_a_picture_on_a_full_disk(tmp_path):
     code = (
         "import resource, torch, goodinit\nfrom pathlib import Path\nfrom goodinit.command.report_files import save_reports\n"
         "signal = goodinit.measure(torch.nn.Linear(3, 3), torch.randn(8, 3))\n"
-        f"from goodinit.files import SaveError\nimport matplotlib.font_manager\n"
+        f"from goodinit.errors import SaveError\nimport matplotlib.font_manager\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try: save_reports([Path({str(tmp_path / 'a.png')!r})], '', after=signal)\n"
         "except SaveError as error: print(error)\n"

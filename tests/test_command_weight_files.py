@@ -83,7 +83,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (10000, 10000))\n"
         "from pathlib import Path\nfrom torch import nn\nfrom goodinit.command.weight_files import save_weights\n"
-        "from goodinit.files import SaveError\n"
+        "from goodinit.errors import SaveError\n"
         f"try: save_weights(nn.Linear(100, 100), Path({str(file)!r}))\n"
         "except SaveError as error: print(error)\n"
     )

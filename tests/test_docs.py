@@ -20,6 +20,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from goodinit.measurement.layer import KINDS
 from goodinit.report import STATUSES
 
 ROOT = Path(__file__).parents[1]
@@ -117,6 +118,21 @@ def test_the_pages_of_the_site_are_there():
 def test_every_status_has_its_case():
     page = (ROOT / "docs" / "cases.md").read_text()
     assert set(re.findall(r"\| `([\w-]+)` \|$", page, re.MULTILINE)) == set(STATUSES)
+
+
+def test_every_kind_of_finding_has_its_line():
+    page = (ROOT / "docs" / "diagnosing.md").read_text()
+    assert dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", page, re.MULTILINE)).items() >= KINDS.items()
+    sources = "".join(path.read_text() for path in (ROOT / "src" / "goodinit" / "measurement").glob("*.py"))
+    assert set(re.findall(r'\bFinding\(\s*"([\w-]+)"', sources)) == set(KINDS)
+
+
+def test_every_module_has_its_line_for_contributors():
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([\w.]+)`", row)}
+    there = {path.name for path in (ROOT / "src" / "goodinit").rglob("*.py")} - {"__init__.py"}
+    assert there <= named
 
 
 def test_a_block_that_fails_would_be_seen(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from goodinit.errors import OptionError
-from goodinit.files import SaveError, check_writable, delete_unfinished, replacing, write_whole
+from goodinit.errors import OptionError, SaveError
+from goodinit.files import check_writable, delete_unfinished, replacing, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):

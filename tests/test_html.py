@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 import goodinit
 from goodinit import Record, Report
-from goodinit.errors import MissingExtraError, OptionError
-from goodinit.files import SaveError
+from goodinit.errors import MissingExtraError, OptionError, SaveError
 from goodinit.measurement.comparison import Comparison
 from goodinit.measurement.propagation import Layer, Signal
 from goodinit.page.content import content_of
@@ -161,7 +160,7 @@ def test_on_a_full_disk_the_old_page_stays(tmp_path):
     path.write_text("old")
     (tmp_path / "report.json").write_text(REPORT.to_json())
     code = (
-        "import resource, sys; from pathlib import Path; from goodinit import Report; from goodinit.files import SaveError\n"
+        "import resource, sys; from pathlib import Path; from goodinit import Report; from goodinit.errors import SaveError\n"
         f"report = Report.from_json(Path({str(tmp_path / 'report.json')!r}).read_text())\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         f"try: report.save_html({str(path)!r})\nexcept SaveError as error: print(error)\n"

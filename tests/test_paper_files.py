@@ -12,7 +12,8 @@ import pytest
 
 pytest.importorskip("filelock")
 
-from goodinit.paper.files import BusyError, SaveError, append_line, locked, read_lines
+from goodinit.errors import SaveError
+from goodinit.paper.files import BusyError, append_line, locked, read_lines
 
 
 def python(code, **options):

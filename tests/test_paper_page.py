@@ -10,8 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from goodinit.cli import app
-from goodinit.errors import GoodinitError
-from goodinit.files import SaveError
+from goodinit.errors import GoodinitError, SaveError
 from goodinit.paper.catalogue import BUDGETS
 from goodinit.paper.experiment import experiments, named, read
 from goodinit.paper.figures import draw

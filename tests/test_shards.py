@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from goodinit import OptionError, lsuv_
-from goodinit.files import SaveError
-from goodinit.shards import ShardsError
+from goodinit.errors import SaveError, ShardsError
 from zoo import transformers_models
 
 X = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
@@ -187,7 +186,7 @@ def test_a_full_disk_keeps_what_was_there(tmp_path):
             print("on meta:", all(p.is_meta for p in model.parameters()))
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    assert "goodinit.files.SaveError: cannot save model-00002.safetensors in" in done.stderr
+    assert "goodinit.errors.SaveError: cannot save model-00002.safetensors in" in done.stderr
     assert "on meta: True" in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["goodinit.json", "model-00001.safetensors"]
     assert len(json.loads((tmp_path / "goodinit.json").read_text())["scaled"]) == 2

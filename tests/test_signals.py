@@ -104,6 +104,8 @@ def test_an_assertion_for_a_test_suite(measured):
     VANISHING.assert_healthy(allow=["dead", "vanishing"])
     with pytest.raises(UnhealthyError):
         VANISHING.assert_healthy(allow=["dead"])
+    with pytest.raises(OptionError, match=r"allow: kinds of findings are .*; got 'vanish' \(did you mean 'vanishing', 'gra"):
+        VANISHING.assert_healthy(allow="vanish")
 
 
 def test_json_reads_back(measured):

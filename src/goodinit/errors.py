@@ -37,8 +37,16 @@ class NonFiniteError(GoodinitError, ArithmeticError):
     """Whether it came from another process."""
 
 
+class SaveError(GoodinitError, OSError):
+    """A file could not be saved; what was there before is as it was."""
+
+
+class ShardsError(GoodinitError, RuntimeError):
+    """The folder of a ``checkpoint=`` is broken."""
+
+
 class RankError(GoodinitError, RuntimeError):
-    """Another process of torch.distributed failed, died, or has another model."""
+    """Another process of torch.distributed failed, died, or has another model, other numbers in it, or other options."""
 
 
 class MissingExtraError(GoodinitError, ImportError):
@@ -50,7 +58,7 @@ class UnhealthyError(GoodinitError, AssertionError):
 
 
 class GoodinitWarning(UserWarning):
-    """A weight could not be brought to its target; the report has its status."""
+    """A weight could not be brought to its target (the report has its status), or something else was not done as asked."""
 
 
 def require(module: str, *, extra: str) -> ModuleType:

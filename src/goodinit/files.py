@@ -12,11 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from goodinit.errors import GoodinitError, OptionError
-
-
-class SaveError(GoodinitError, OSError):
-    """A file could not be saved; what was there before is as it was."""
+from goodinit.errors import OptionError, SaveError
 
 
 def write_whole(path: Path, content: bytes) -> None:

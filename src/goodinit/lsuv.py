@@ -66,7 +66,7 @@ def lsuv_(
     addmm, …, wherever it is called), the weight is filled with an orthonormal matrix and the operator's bias with zeros;
     then the weight is multiplied by ``target_std`` / std(output), the std taken over all elements of the output (samples,
     channels, positions: the paper's Var(B_L)). The pass runs as in training, but without dropout and gradients.
-    Afterwards nothing but the weights has changed.
+    Afterwards nothing but weights and biases has changed; of ``generator`` one number is drawn.
 
     Args:
         model: any module whose forward runs; its weights on one device or several.
@@ -89,7 +89,8 @@ def lsuv_(
             many times faster, see `goodinit.structured`; None to keep weights and biases and only scale the weights, so that the
             output with its bias has the target std; or a function that fills a weight given as (out, in…), such as those of
             torch.nn.init, biases zeroed.
-        forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        forward: called as ``forward(model, batch)`` in place of ``model(batch)``, with each batch of a DataLoader; all other
+            data are handed on as they are, or item by item with several ``batches``.
         skip: shell-style patterns of weights to leave as they are. Here and in ``target_std`` a pattern means a weight if
             it matches the name of the parameter (``"layers.*.weight"``) or of a module around it (``"head"``).
         generator: source of the matrices' random numbers; torch's global one by default.
@@ -107,7 +108,8 @@ def lsuv_(
             it: see `goodinit.meta`. Embeddings, normalization layers and all else that is not drawn begin as their modules'
             ``reset_parameters()``, or transformers' ``_init_weights``, has it. A model that is sharded already needs no
             ``to_empty``: every process gives memory to its parts, before the forward.
-        reset: called with every such module, to set what these do not. Its own tensors are whole then, if they are sharded else.
+        reset: called with every such module, to set what these do not. While it runs, tensors that are otherwise sharded are
+            whole.
         checkpoint: folder that finished weights are written to on the way, as safetensors, by one process; if the call is
             interrupted, the same call goes on where it was, and ends with the same weights to rounding: see `goodinit.shards`.
 
@@ -119,10 +121,15 @@ def lsuv_(
         ModelError: not a module, no linear operator reached, weights on the meta device without ``device``, or with it but
             without first values; TorchScript.
         OptionError: a target that is not a positive number, a pattern without a match, an unknown ``pre_init``, several batches
-            of data that is one, a ``checkpoint`` of another initialization, or of several processes.
+            of data that is one, a ``checkpoint`` of another initialization, or of several processes; options that do not go
+            together: ``target_mean`` without ``center``; ``center``, ``variance`` or ``"auto"`` with several batches, with
+            ``device``, with ``checkpoint`` or with sharded weights; ``"auto"`` with ``center``, or in several processes;
+            ``checkpoint`` with several batches.
         SaveError: the disk is full; what the checkpoint held is still there.
+        ShardsError: the folder of the checkpoint is broken.
+        MissingExtraError: safetensors is not installed, which ``checkpoint`` needs: the extra ``checkpoint``.
         NonFiniteError: NaN or infinity in an operator's output.
-        RankError: another process failed, died, or has another model.
+        RankError: another process failed, died, or has another model, other numbers in it, or other options.
         Exception: whatever the model's forward raises, with a note on how far it got.
         BaseException: whatever it is, KeyboardInterrupt included, the model is exactly as before.
 

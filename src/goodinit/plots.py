@@ -1,4 +1,5 @@
-"""Pictures. Every function takes an axis to draw on, or makes a figure of its own, and returns (figure, axis).
+"""Pictures. `plot_signal` makes a figure of several axes; every other function takes an axis to draw on, or makes a figure of its
+own, and returns (figure, axis).
 
 Figures are made without pyplot, so that neither its backend nor its list of open figures changes: save them with
 ``fig.savefig(path)``, or pass ``ax=plt.gca()`` to draw into a figure of pyplot's. Colours follow the ground, light or dark.

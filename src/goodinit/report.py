@@ -52,10 +52,10 @@ class Record:
     """The std that its output should have."""
     std_before: float | None
     """Std of the output with the weight as drawn (or as it was, with ``pre_init=None``), everything upstream being initialized.
-    None if it was not used."""
+    None if it was not measured: unused, recurrent, unsupported, drawn."""
     std_after: float | None
     """Std of the output at the weight's first use with the weight as it is left, by the measurement of the pass:
-    |factor| * std_before where there is no bias. Of several batches the std over all of them."""
+    |factor| * std_before where there is no bias. Of several batches the std over all of them. None if it was not measured."""
     factor: float
     """What the drawn weight was multiplied by."""
     uses: tuple[float, ...] = ()
@@ -67,7 +67,7 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Whether it is at its target, or was left alone for a reason of the caller's."""
+        """Whether it did not fail: it is neither ``no-signal`` nor ``bias-dominated``."""
         return self.status not in _FAILED
 
 
@@ -95,7 +95,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether every weight that the forward used is at its target or was left alone for a reason of the caller's."""
+        """Whether no weight failed: none is ``no-signal`` or ``bias-dominated``. `Record.status` tells of the others."""
         return all(record.ok for record in self.records)
 
     def __iter__(self) -> Iterator[Record]:

@@ -95,10 +95,11 @@ def init_(
         data: a batch, or where to get one, as for `goodinit.lsuv_`; LSUV needs it. The other schemes do without: they find
             the weights of torch's layers (Linear, Bilinear, convolutions, MultiheadAttention, LSTM, GRU, RNN). With data a
             forward pass finds those of operators too (``x @ self.w``, GPT-2's ``Conv1D``).
-        nonlinearity: what follows the layers, for the schemes that depend on it; a name that torch.nn.init.calculate_gain
-            knows, for ``"random-walk"`` ``"relu"`` or ``"linear"``. The paper has ReLU's factor for all non-linearities.
+        nonlinearity: what follows the layers, for the schemes that depend on it: ``"linear"``, ``"sigmoid"``, ``"tanh"``,
+            ``"relu"`` or ``"selu"``, with the gain of torch.nn.init.calculate_gain; for ``"random-walk"`` ``"relu"`` or
+            ``"linear"``. The paper has ReLU's factor for all non-linearities.
         gain: factor on the drawn weights; not for ``"default"`` and LSUV.
-        forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        forward: as for `goodinit.lsuv_`.
         skip: shell-style patterns of weights to leave as they are, as for `goodinit.lsuv_`.
         generator: source of the random numbers; torch's global one by default.
         distributed: whether all processes of torch.distributed take part, if there are any: all of them call this, and draw

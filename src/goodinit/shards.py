@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from goodinit.batches import Call
-from goodinit.errors import GoodinitError, OptionError, require
-from goodinit.files import SaveError, write_whole
+from goodinit.errors import OptionError, SaveError, ShardsError, require
+from goodinit.files import write_whole
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import parameter_name
 from goodinit.options import Options
@@ -44,10 +44,6 @@ class Progress:
     drawn: list[str] = field(default_factory=list)
     scaled: dict[str, list[float]] = field(default_factory=dict)
     """std before, factor, whether alive, whether scaled."""
-
-
-class ShardsError(GoodinitError, RuntimeError):
-    """The folder holds something else, or is broken."""
 
 
 class Shards:

@@ -84,7 +84,8 @@ def init(
     ] = None,
     report: options.Report = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Exit code 1 if a weight missed its target.", rich_help_panel=options.RESULT)
+        bool,
+        typer.Option("--check", help="Exit code 1 if a weight is no-signal or bias-dominated.", rich_help_panel=options.RESULT),
     ] = False,
     as_json: options.Json = False,
     traceback: options.Traceback = False,

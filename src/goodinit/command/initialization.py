@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 import goodinit
 from goodinit.command import arguments
@@ -84,6 +85,18 @@ class Initialized:
         }
 
 
+def _given(inputs: Inputs, *, with_labels: bool) -> dict[str, Any]:
+    """Arguments of `goodinit.lsuv_`; ``with_labels``: which decide, if they are classes, how large the model's output may be."""
+    if not with_labels or inputs.labels is None:
+        return {"data": inputs.data}
+
+    def forward(model: nn.Module, batch: dict[str, Any]) -> object:
+        given = batch["given"]
+        return model(**given) if isinstance(given, dict) else model(*given)
+
+    return {"data": {"given": inputs.data, "labels": inputs.labels}, "forward": forward}
+
+
 def initialize(setup: Setup, wishes: Wishes) -> Initialized:
     """Initialize a model and save it.
 
@@ -107,7 +120,7 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
         before = measure(model, inputs.batches[0]) if shown else None
         report = lsuv_(
             model,
-            inputs.data,
+            **_given(inputs, with_labels=targets == "auto"),
             target_std=targets,
             variance=variance,
             center=wishes.center,

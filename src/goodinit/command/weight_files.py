@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import goodinit
 from goodinit.command.tensor_files import read_safetensors, refuse_pickles
-from goodinit.errors import ModelError, OptionError, require
-from goodinit.files import SaveError, check_writable, replacing
+from goodinit.errors import ModelError, OptionError, SaveError, require
+from goodinit.files import check_writable, replacing
 
 
 def check_weights_path(path: Path) -> None:

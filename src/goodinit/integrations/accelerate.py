@@ -28,10 +28,12 @@ def lsuv_(accelerator: Accelerator, model: nn.Module, data: Any, **options: Any)
     """Initialize a prepared model in place: `goodinit.lsuv_` by way of an ``Accelerator``.
 
     Call it in all processes, after ``accelerator.prepare`` and before the first step, but not when training goes on from a
-    checkpoint: before ``accelerator.load_state`` it would be in vain, and after it it is refused. Every process takes the batches
+    checkpoint: before ``accelerator.load_state`` it would be in vain, and after it it is refused where the optimizer's state
+    shows that it was trained (see Raises). Every process takes the batches
     of its own part of the data; all end with the same weights, those that one process would have from all the batches together.
     DistributedDataParallel, FSDP2, mixed precision and torch.compile are seen through. The training loop afterwards sees the
-    batches and the random numbers that it would have seen without the call.
+    batches and the random numbers that it would have seen without the call; of data that can be read but once, what
+    was read is gone.
 
     Args:
         accelerator: the one that prepared the model.

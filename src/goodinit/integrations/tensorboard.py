@@ -31,10 +31,11 @@ def to_tensorboard(
 ) -> None:
     """Write what `goodinit.lsuv_`, `goodinit.init_` or `goodinit.measure` returned.
 
-    Under ``{tag}/table`` the whole table as text. Under ``{tag}/{quantity}/{weight}`` a scalar for every number: of a report the
-    std before and after and the factor; of a signal whatever was measured, the fields and properties of
-    `goodinit.measurement.signals.Layer`, so that calls at several steps make curves (``relative_update`` for the learning rate
-    that was measured for, or 0.01). Of a signal also the histogram of every output, and with ``model`` that of every weight.
+    Under ``{tag}/table`` the whole table as text. Under ``{tag}/{quantity}/{weight}`` a scalar for every number with a
+    fraction: of a report the std before and after and the factor; of a signal whatever was measured, the fields and properties
+    of `goodinit.measurement.signals.Layer`, and under ``{tag}/loss`` the loss, so that calls at several steps make curves
+    (``relative_update`` for the learning rate that was measured for, or 0.01). Of a signal also the histogram of every output,
+    and with ``model`` that of every weight that this process holds the whole of.
 
     Args:
         result: a `goodinit.Report` or a `goodinit.Signal`.

@@ -83,14 +83,31 @@ class Layer:
         return None if self.weight_grad_norm is None else _ratio(lr * self.weight_grad_norm, self.weight_norm)
 
 
+KINDS = {
+    "nothing-measured": "the forward uses no weight that can be measured",
+    "non-finite": "NaN or infinity in an output, a gradient or the loss",
+    "vanishing": "outputs become smaller and smaller, or are lost at one layer; or all weights are zero",
+    "exploding": "outputs become larger and larger, or burst at one layer",
+    "same-samples": "the samples of the batch are the same for the model from its first layer on",
+    "collapse": "samples become alike on their way, or lie on a line in the end",
+    "dead": "units that no sample switches on",
+    "saturated": "elements where the next non-linearity is flat",
+    "gradient-vanishing": "gradients become smaller and smaller on their way back, or none reaches any layer",
+    "gradient-exploding": "gradients become larger and larger on their way back",
+    "overconfident": "a cross-entropy far above that of guessing",
+    "update-size": "the first step of SGD would change a weight by too large or too small a share of itself",
+}
+"""Kinds of findings, and what they mean."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that a person can act on."""
 
     kind: str
-    """``"vanishing"``, ``"exploding"``, …"""
+    """A key of `KINDS`."""
     layer: str
-    """Name of the weight at which it begins."""
+    """Name of the weight at which it begins; empty where it is no single one's."""
     text: str
     """What was seen."""
     advice: str

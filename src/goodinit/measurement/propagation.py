@@ -46,7 +46,7 @@ def measure(
         loss: a function of the model's output, or of output and target: ``torch.nn.functional.cross_entropy``. The target is what
             the model is not given of the batch: ``measure(model, (x, y), loss=F.cross_entropy)``, or a loader that yields such
             pairs; with ``forward`` it is the batch. ``"output"`` for a model that returns its loss, itself or as ``.loss``.
-        forward: called as ``forward(model, data)`` in place of ``model(data)``.
+        forward: as for `goodinit.lsuv_`.
         lr: a learning rate of plain SGD, to judge the size of its updates; they are shown for 0.01 otherwise, and not judged.
         mode: ``"train"`` or ``"eval"``, as for `goodinit.lsuv_`.
 
@@ -56,7 +56,8 @@ def measure(
     Raises:
         DataError: no batch, NaN or infinity in it, no target for the loss.
         ModelError: not a module, no parameters, weights on the meta device, TorchScript.
-        OptionError: a loss that is no scalar or has no gradient.
+        OptionError: a loss that is no scalar or has no gradient; an unknown ``mode``; an ``lr`` that is not positive, or without
+            a loss.
         Exception: whatever the model raises, with a note on how far it got.
         BaseException: whatever it is, the model is exactly as before.
 

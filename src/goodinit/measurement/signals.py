@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.canvas import Theme
-from goodinit.errors import OptionError, UnhealthyError
+from goodinit.errors import OptionError, UnhealthyError, did_you_mean
 from goodinit.files import for_json, write_whole
 from goodinit.measurement.comparison import Comparison
-from goodinit.measurement.layer import Finding, Layer
+from goodinit.measurement.layer import KINDS, Finding, Layer
 from goodinit.measurement.units import share
 from goodinit.measurement.verdict import findings_of, unjudged, unusual, verdict_on
 from goodinit.report import no_such_weight, number, percent, printed, rich_table, table
@@ -72,12 +72,18 @@ class Signal:
         """Raise unless nothing is wrong: for a test-suite.
 
         Args:
-            allow: kinds of findings that are no failure.
+            allow: kinds of findings that are no failure, keys of `goodinit.measurement.layer.KINDS`.
 
         Raises:
             UnhealthyError: an AssertionError that says what was found.
+            OptionError: there is no such kind.
         """
         allowed = {allow} if isinstance(allow, str) else set(allow)
+        for kind in allowed:
+            if kind not in KINDS:
+                raise OptionError(
+                    f"allow: kinds of findings are {', '.join(KINDS)}; got {kind!r}{did_you_mean(str(kind), KINDS)}"
+                )
         if any(finding.kind not in allowed for finding in self.findings):
             raise UnhealthyError(self.verdict)
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from goodinit.errors import DataError, require
-from goodinit.files import SaveError
+from goodinit.errors import DataError, SaveError, require
 from goodinit.hub import Split, read_split, reading, title_of
 from goodinit.paper.decode import FACTS, Facts, Progress, Wish, decode
 from goodinit.paper.files import locked

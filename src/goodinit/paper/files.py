@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from goodinit.errors import GoodinitError, require
-from goodinit.files import SaveError
+from goodinit.errors import GoodinitError, SaveError, require
 
 
 class BusyError(GoodinitError, RuntimeError):
