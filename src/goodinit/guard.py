@@ -7,10 +7,8 @@ Put back always: train and eval flags, requires_grad, buffers, gradients, backen
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
-from goodinit.containers import CONTAINERS, refill
+from goodinit.containers import CONTAINERS, items_of, refill
 from goodinit.errors import OptionError
 from goodinit.interception.weights import storage_of
 from goodinit.lazy import unformed
@@ -269,20 +267,20 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
-    buffers = [(module, dict(module._buffers), set(module._non_persistent_buffers_set)) for module in modules]
-    every = [(module, b) for module, held, _ in buffers for b in held.values() if b is not None]
+    buffers = [(module, items_of(module._buffers), items_of(module._non_persistent_buffers_set)) for module in modules]
+    every = [(module, b) for module, held, _ in buffers for _, b in held if b is not None]
     values = [_Kept(b) for _, b in every if not isinstance(b, UninitializedBuffer)]
     lazy = {module for module, b in every if isinstance(b, UninitializedBuffer)}
     without_form = unformed(model)
-    plain = [(module, dict(vars(module)), dict(module._parameters)) for module in modules]
+    plain = [(module, dict(vars(module)), items_of(module._parameters)) for module in modules]
     containers = [
-        (module, held, copy.copy(held))
+        (module, held, items_of(held))
         for module in modules
         for name, held in vars(module).items()
         if isinstance(held, CONTAINERS) and name not in OF_MODULES
     ]
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
-    parts = [(module, held, held.copy() if held else {}) for module, held in own if held is not None]  # mostly empty
+    parts = [(module, held, items_of(held) if held else []) for module, held in own if held is not None]  # mostly empty
     formed = {each.module for each in without_form}  # inside, perhaps
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
@@ -292,22 +290,22 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     def undoing() -> Iterator[Callable[[], object]]:
         if attributes or not succeeded:
             yield from (
-                partial(_put_back, held, before)
+                partial(refill, held, before)
                 for module, held, before in parts
                 if (held or before) and not (succeeded and module in formed)
             )
             yield from (partial(_put_back_values, m, before) for m, before, _ in plain if not (succeeded and m in formed))
-            yield from (partial(_put_back, held, before) for m, held, before in containers if not (succeeded and m in formed))
+            yield from (partial(refill, held, before) for m, held, before in containers if not (succeeded and m in formed))
         elif stays is not None:
             yield from (partial(_forget_state, module, before, stays) for module, before, _ in plain)
         if attributes or not succeeded:
             yield from (partial(_put_back_tensors, module, before) for module, before, _ in plain)
-            yield from (partial(_put_back, module._parameters, before) for module, _, before in plain)
+            yield from (partial(refill, module._parameters, before) for module, _, before in plain)
             yield from (partial(_put_into, parameter, memory) for parameter, memory in places)
         yield from (partial(setattr, module, "training", training) for module, training in flags)
         for module, held, transient in buffers:
-            yield partial(_put_back, module._buffers, held)
-            yield partial(_put_back, module._non_persistent_buffers_set, transient)
+            yield partial(refill, module._buffers, held)
+            yield partial(refill, module._non_persistent_buffers_set, transient)
         yield from (kept.put_back for kept in values)
         for module in lazy:  # as if just made
             if isinstance(module, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, module.buffers())):
@@ -374,15 +372,6 @@ def _put_into(tensor: Tensor, memory: Tensor) -> None:
 def _put_flag(parameter: Tensor, flag: bool) -> None:
     if parameter.requires_grad != flag:  # of what was made in inference mode it cannot be set, even to what it is
         parameter.requires_grad = flag
-
-
-def _put_back(now: Any, before: Any) -> None:
-    """The contents of a dict, set, list or deque."""
-    if not (now or before):
-        return
-    if type(now) in (dict, OrderedDict) and [*now] == [*before] and all(now[key] is value for key, value in before.items()):
-        return
-    refill(now, before)
 
 
 def _all_done(steps: Sequence[Callable[[], object]], *, quiet: bool) -> None:

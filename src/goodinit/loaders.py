@@ -5,7 +5,6 @@ Put back are the random number generators that loading draws from, and where loa
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from goodinit.containers import CONTAINERS, refill
+from goodinit.containers import CONTAINERS, items_of, refill
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,13 @@ def _contents(part: Any) -> dict[str, Any]:
     held = {
         name: value for name, value in vars(part).items() if isinstance(value, (*CONTAINERS, torch.Tensor)) or _is_array(value)
     }
-    return {name: value.clone() if isinstance(value, torch.Tensor) else copy.copy(value) for name, value in held.items()}
+    return {name: _content(value) for name, value in held.items()}
+
+
+def _content(held: Any) -> Any:
+    if isinstance(held, torch.Tensor):
+        return held.clone()
+    return held.copy() if _is_array(held) else items_of(held)
 
 
 def _is_array(held: Any) -> bool:
@@ -153,7 +158,7 @@ def _is_array(held: Any) -> bool:
 
 
 def _fill(held: Any, content: Any) -> None:
-    """Let something that can be changed hold what a copy of it holds."""
+    """Let something that can be changed hold what it held."""
     if isinstance(held, torch.Tensor) or _is_array(held):
         held[...] = content
     else:

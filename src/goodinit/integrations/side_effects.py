@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from goodinit.containers import CONTAINERS, refill
+from goodinit.containers import CONTAINERS, items_of, refill
 from goodinit.guard import OF_MODULES
 
 if TYPE_CHECKING:
@@ -81,9 +80,9 @@ def _restoring(value: Any, seen: set[int], *, tensors: bool, outermost: bool = T
         if (outermost or tensors) and not value.is_inference():
             yield partial(_renumber, value, value._version, value.detach().clone())
     elif isinstance(value, CONTAINERS):
-        held = copy.copy(value)
+        held = items_of(value)
         yield partial(refill, value, held)
-        for item in held.values() if isinstance(held, dict) else held:
+        for item in [item for _, item in held] if isinstance(value, dict) else held:
             yield from _restoring(item, seen, tensors=tensors, outermost=False)
 
 

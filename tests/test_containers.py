@@ -1,0 +1,61 @@
+"""What containers hold is given back to them, whatever their class makes of it."""
+
+from collections import Counter, OrderedDict, defaultdict, deque
+
+import pytest
+import torch
+from torch import nn
+
+from goodinit import lsuv_, measure
+from goodinit.containers import items_of, refill
+
+
+class Frozen(OrderedDict):
+    """As diffusers' configurations are: they may be emptied, and not be filled again."""
+
+    def __setitem__(self, key, value):
+        raise TypeError("frozen")
+
+    update = __setitem__
+
+
+def frozen(**items):
+    made = Frozen()
+    for key, value in items.items():
+        OrderedDict.__setitem__(made, key, value)
+    return made
+
+
+CHANGES = {
+    "list": ([1, 2], lambda x: x.append(3)),
+    "dict": ({"a": 1}, lambda x: x.clear()),
+    "set": ({1, 2}, lambda x: x.add(3)),
+    "deque": (deque([1, 2, 3], maxlen=3), lambda x: x.append(4)),
+    "defaultdict": (defaultdict(list, a=1), lambda x: x["b"]),
+    "Counter": (Counter("aab"), lambda x: x.update("abc")),
+    "OrderedDict": (OrderedDict(a=1, b=2), lambda x: x.move_to_end("a")),
+    "frozen": (frozen(a=1, b=2), lambda x: x.popitem()),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_they_held(kind):
+    container, change = CHANGES[kind]
+    before, text = items_of(container), repr(container)
+    refill(container, before)  # of what has not changed nothing is
+    assert repr(container) == text
+    change(container)
+    assert repr(container) != text
+    refill(container, before)
+    assert repr(container) == text
+
+
+def test_one_that_may_not_be_changed_stays_as_it_is():
+    net = nn.Linear(8, 4)
+    net.config = frozen(width=8)
+    x = torch.randn(64, 8)
+    measure(net, x)
+    lsuv_(net, x)
+    with pytest.raises(ZeroDivisionError):
+        lsuv_(net, x, forward=lambda model, x: 1 / 0)
+    assert dict(net.config) == {"width": 8}
