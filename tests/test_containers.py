@@ -16,7 +16,7 @@ class Frozen(OrderedDict):
     def __setitem__(self, key, value):
         raise TypeError("frozen")
 
-    update = __setitem__
+    update = __setitem__  # type: ignore[assignment]  # whatever it is called with
 
 
 def frozen(**items):

@@ -658,7 +658,7 @@ def test_a_number_that_data_is_added_to_is_data(x):
         return m.last(torch.relu(F.linear(x, m.w * size)))
 
     model = Model(forward, w=torch.randn(16, 16), last=nn.Linear(16, 4))
-    assert {record.name: record.status for record in lsuv_(model, x)} == {"last.weight": "scaled"}
+    assert {record.name: record.status for record in lsuv_(model, x)} == {"w": "unsupported", "last.weight": "scaled"}
 
 
 def test_many_parameters_side_by_side_in_one_memory():

@@ -24,7 +24,7 @@ from goodinit import guard
 from goodinit.batches import Call
 from goodinit.choice import Choice, Trial
 from goodinit.errors import OptionError
-from goodinit.gradients import gradients, nodes_behind
+from goodinit.gradients import Way, gradients, nodes_behind
 from goodinit.interception.intercept import intercept
 from goodinit.interception.operation import Operation
 from goodinit.interception.weights import Key
@@ -188,6 +188,7 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
         guard.gradients_aside(tensor for _, tensor in call.tensors()),
     ):
         result = call(model)
+        probe.way.forward = False
         # Intercepted, too: a checkpoint runs its part of the forward again.
         differentiate(result, [p for p in model.parameters() if p.requires_grad], by_backward=probe.ran_without_grad)
     stds, similarities, gradients, likenesses = probe.numbers()
@@ -241,6 +242,7 @@ class Probe:
         self._gradients: dict[int, Tensor] = {}
         self._seen: set[Key] = set()
         self._places: dict[Key, int] = {}
+        self.way = Way()
         self.ran_without_grad = False
         """Whether a part of the forward did: a checkpoint of the reentrant kind does."""
         self._nodes: list[tuple[Key, Node | None]] = []
@@ -258,7 +260,7 @@ class Probe:
         if key in self._places and output.requires_grad:  # at its first use, or where a checkpoint runs it again
             # Before the output is overwritten in place. The hook does not hold the probe, which holds the graph that holds the
             # hook: Python cannot see that circle, and would keep it for ever.
-            output.register_hook(partial(_note_norm, self._gradients, self._places.pop(key)))
+            output.register_hook(partial(_note_norm, self.way, self._gradients, self._places.pop(key)))
         return output
 
     def _compare(self, operation: Operation, output: Tensor) -> None:
@@ -298,7 +300,9 @@ class Probe:
         return any(node is wanted for node in nodes_behind(node for _, node in self._nodes[first + 1 :]))
 
 
-def _note_norm(norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:
+def _note_norm(way: Way, norms: dict[int, Tensor], place: int, gradient: Tensor) -> None:
+    if way.forward:  # the model differentiates
+        return
     with torch._C.DisableTorchFunction():
         norms[place] = torch.linalg.vector_norm(gradient.detach())
 

@@ -156,7 +156,8 @@ class Calls:
             batches = self._loading.batches()
         for batch in islice(batches, count):
             call = self._call(batch, whole=self._data is batch)
-            if self._forward is None and all(type(x).__module__ in ("builtins", "numpy") for x in call.args):
+            given = (*call.args, *call.kwargs.values())
+            if self._forward is None and all(type(x).__module__ in ("builtins", "numpy") for x in given):
                 _refuse_no_tensor(call, self._data)
             _refuse_non_finite(call)
             yield call

@@ -200,13 +200,13 @@ def _along(bias: Tensor, channels: Channels) -> bool:
 
 def grouped(z: Tensor, over: tuple[int, ...]) -> Statistic:
     """Statistics over some axes of ``z``, (n, mean, M2) in float64, the latter two with the other axes; in chunks."""
-    n = 1
+    z, n = z.detach(), 1  # as in `moments`
     for axis in over:
         n *= z.shape[axis]
     kept = [size for axis, size in enumerate(z.shape) if axis not in over]
     wide = widest(z.device)
     if not over or not z.numel():
-        mean = z.detach().reshape(kept) if z.numel() else z.new_zeros(kept)
+        mean = z.reshape(kept) if z.numel() else z.new_zeros(kept)
         mean = mean.to(torch.promote_types(z.dtype, wide))
         return Statistic(n if z.numel() else 0, mean, torch.zeros_like(mean.real))
     longest = max(over, key=lambda axis: z.shape[axis])

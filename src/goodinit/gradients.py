@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,13 @@ from torch.autograd.graph import Node
 
 from goodinit import guard
 from goodinit.interception.intercept import unchecked
+
+
+@dataclass
+class Way:
+    """Which way a pass goes now: hooks that wait for the gradients of the way back leave those of the model's own alone."""
+
+    forward: bool = True
 
 
 def gradients(
@@ -30,6 +38,11 @@ def gradients(
     with guard.gradients_aside(met), guard.without_hooks(met):
         unchecked(torch.autograd.backward)(outputs, cotangents)
         return [leaf.grad for leaf in leaves]
+
+
+def are_needed(error: BaseException) -> bool:
+    """Whether a forward that ran without gradients failed since it differentiates itself."""
+    return isinstance(error, RuntimeError) and "does not require grad" in str(error)
 
 
 def nodes_behind(nodes: Iterable[Node | None]) -> Iterator[Node]:

@@ -89,13 +89,17 @@ def undone() -> Iterator[Undo]:
 
 @contextmanager
 def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor], None]]:
-    """The tensors of a batch are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first).
+    """The tensors of a batch are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first), or
+    lets them require gradients.
 
     Gives what is to be called with every tensor before it is written into: only then is a copy made. ``named``: as
     `goodinit.batches.Call.tensors` has them.
     """
     by_memory: dict[int, list[Tensor]] = {}
+    idle = []
     for _, tensor in named:
+        if not tensor.requires_grad:
+            idle.append(tensor)
         if memory := storage_of(tensor):
             by_memory.setdefault(memory, []).append(tensor)
     with undone() as undo:
@@ -104,7 +108,12 @@ def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor
             for each in by_memory.get(storage_of(tensor), ()):
                 undo.remember(each)
 
-        yield about_to_write
+        try:
+            yield about_to_write
+        finally:
+            for tensor in idle:
+                if tensor.requires_grad and tensor.is_leaf:
+                    tensor.requires_grad_(False)
 
 
 class Randomness:

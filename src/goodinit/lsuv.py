@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from goodinit import auto, guard
+from goodinit import auto, gradients, guard
 from goodinit.batches import Call, Calls, Forward
 from goodinit.choice import Choice
 from goodinit.errors import DataError, GoodinitWarning, ModelError, OptionError
@@ -171,7 +171,6 @@ def lsuv_(
         _check_together(model, ranks, batches, device=target, checkpoint=checkpoint, whole=automatic or not options.plain)
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
-    choice: Choice | None = None
     done: list[tuple[Scaling, Call]] = []
     with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model, stays=_no_state_of(done)):
         with ranks.together():
@@ -189,11 +188,20 @@ def lsuv_(
         )
         at_once = ranks.size > 1 or _is_sharded(model)
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards, at_once=at_once)
-        with torch.inference_mode(False), torch.no_grad(), guard.forward_mode(model, mode), sharded.without_broadcasts(model):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            guard.forward_mode(model, mode),
+            sharded.without_broadcasts(model),
+            ExitStack() as modes,
+        ):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             run = partial(_run, model, ranks)
+            starting_again = partial(_starting_again, model, undo, randomness)
+            begin: Callable[[], tuple[Scaling, Choice | None]]
             if automatic:
-                scaling, choice = auto.choose_(
+                begin = partial(
+                    auto.choose_,
                     model,
                     calls.first,
                     options,
@@ -202,8 +210,10 @@ def lsuv_(
                     begin=randomness.begin_forward,
                 )
             else:
-                starting_again = partial(_starting_again, model, undo, randomness)
-                scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
+                begin = partial(_first_pass, make, partial(run, calls.first, memory), ranks, starting_again)
+            # Alone and in memory, where what was done can be done anew.
+            anew = starting_again if ranks.size == 1 and target is None and shards is None else None
+            scaling, choice = _begun(begin, modes, anew)
             with ranks.together():
                 scaling.finish()
                 memory.rest()
@@ -226,9 +236,17 @@ def lsuv_(
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
         passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
-        seconds = time.perf_counter() - start, scaling.sampling_seconds
-        pooled = swept.batches, swept.sweeps
-        report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
+        report = Report(
+            records,
+            passes,
+            time.perf_counter() - start,
+            scaling.sampling_seconds,
+            str(calls.first),
+            swept.batches,
+            swept.sweeps,
+            choice,
+            options.pre_init is not None,
+        )
         _warn(
             report,
             batches,
@@ -300,12 +318,28 @@ def _check_alone(model: nn.Module, ranks: Ranks, batches: int) -> None:
         raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
 
 
+def _begun(
+    begin: Callable[[], tuple[Scaling, Choice | None]],
+    modes: ExitStack,
+    starting_again: Callable[[], AbstractContextManager[None]] | None,
+) -> tuple[Scaling, Choice | None]:
+    """The first passes; with gradients on, in all that follows too, if the forward differentiates and would fail without."""
+    try:
+        return begin()
+    except RuntimeError as error:
+        if starting_again is None or not gradients.are_needed(error):
+            raise
+    modes.enter_context(torch.enable_grad())  # costs the memory of the forward's graph
+    with starting_again():
+        return begin()
+
+
 def _first_pass(
     make: Callable[[], Scaling],
     run: Callable[[Scaling], None],
     ranks: Ranks,
     starting_again: Callable[[], AbstractContextManager[None]],
-) -> Scaling:
+) -> tuple[Scaling, None]:
     """The pass that draws and scales; once more from the start if the processes did not come to operators in one order."""
     for attempt in range(_MOST_ATTEMPTS):
         scaling, careful = make(), ranks.careful
@@ -317,7 +351,7 @@ def _first_pass(
                 break  # the weights are the same everywhere, if some are not of all data
         else:
             break
-    return scaling
+    return scaling, None
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def doubled(numbers: Tensor) -> Tensor:
 
 def moments(z: Tensor) -> Moments:
     """Moments over all elements of ``z`` (float or complex, any shape and strides), in float64."""
+    z = z.detach()  # a dual tensor's tangent is not measured
     if z.is_complex():
         re, im = moments(z.real), moments(z.imag)
         return Moments(re.n, torch.complex(re.mean, im.mean), re.m2 + im.m2)

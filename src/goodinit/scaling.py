@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from goodinit import guard
+from goodinit import gradients, guard
 from goodinit.ahead import Ahead
 from goodinit.batches import Call
 from goodinit.centring import Rule, Rules, Shift
-from goodinit.errors import DataError, ModelError, NonFiniteError, RankError, annotate
+from goodinit.errors import ModelError, NonFiniteError, RankError, annotate
 from goodinit.interception.computed import Sources
 from goodinit.interception.covered import Covered
 from goodinit.interception.intercept import module_operations, noted_sources, without_output
-from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt
+from goodinit.interception.operation import Layout, Operation, Part, described, rebuilt, refuse_nested
 from goodinit.interception.weights import Key, Weight, is_zero, storage_of, versions_kept
 from goodinit.ledger import Ledger, Outcome
 from goodinit.options import Options, PreInit
@@ -142,8 +142,11 @@ class Scaling:
             output = operation.complete(operation.linear_part())
         elif torch.is_grad_enabled():
             # The model differentiates inside its forward: its graph must hold the final weight, so a second call makes it.
+            bias = operation.bias
             with torch.no_grad(), versions_kept():
                 self._run(operation)
+            if operation.bias is None and operation.bias_weight is not None and bias is not None:  # a zero, but a leaf maybe
+                operation.bias = bias if storage_of(bias) == storage_of(operation.bias_weight.tensor) else None
             if self._shards is not None:
                 self._shards.wrote(operation)
             output = operation.complete(operation.linear_part())
@@ -164,9 +167,7 @@ class Scaling:
             weight.refresh()
         elif left_alone is None and weight.key not in self._drawn.keys:
             self._draw(operation)
-        z = sharded.added_up(operation.linear_part())
-        if z.is_nested:
-            raise DataError(f"{operation} makes a nested tensor, which cannot be measured; give the model padded data")
+        z = sharded.added_up(refuse_nested(operation, operation.linear_part()))
         self._last_shift = None
         for part in operation.parts(z):
             target = self._options.target(part.weight.name)
@@ -231,11 +232,13 @@ class Scaling:
             for root in () if rule.bias is None else rule.bias.roots():
                 self._undo.remember(root.held)
             outcome, self._last_shift = rule.apply_(part, found, target)
+            self._changed(weight, rule.bias)
             self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
             return
         factor, outcome = scaling_of(found, part, target if self._goals is None else self._goals[weight.key], own)
         outcome = replace(outcome, note=rule.note) if rule is not None and rule.note else outcome
         weight.scale_(factor)
+        self._changed(weight)
         part.z.mul_(factor)
         self._note_zero(weight, found)
         self.ledger.enter(weight, kind, target, "scaled", _noted(outcome, weight))
@@ -243,7 +246,7 @@ class Scaling:
     def _note_zero(self, weight: Weight, found: Statistic) -> None:
         """That the first output of a weight was zero, or may have been: of a GPU's nothing is asked for now."""
         later = self._ranks.size == 1 and self._goals is None and not self._prints_wanted
-        if later and self._rules.plain and weight.divisible and (found.m2.device.type != "cpu" or found.is_zero()):
+        if later and self._rules.plain and (found.m2.device.type != "cpu" or found.is_zero()):
             self._zero_so_far[weight.key] = weight, found
 
     def _scale_late(self, part: Part, found: Statistic) -> bool:
@@ -264,6 +267,7 @@ class Scaling:
         del self._zero_so_far[weight.key]
         factor, outcome = scaling_of(found, part, self._options.target(weight.name))
         weight.scale_(factor)
+        self._changed(weight)
         part.z.mul_(factor)
         self.ledger.scale_late(weight, _noted(outcome, weight))
         return True
@@ -299,10 +303,16 @@ class Scaling:
             self._fill_both(operation, self._options.pre_init)
         self._drawn.keep(operation)
         bias, added = operation.bias_weight, operation.bias
+        self._changed(operation.weight, bias)
         if bias is not None and bias.key in self.zeroed and added is not None:
             in_place = storage_of(added) == storage_of(bias.tensor)
             if self._rules.plain or not in_place:  # saves adding it; beta times what it was is no longer true
                 operation.bias = None
+
+    def _changed(self, weight: Weight, bias: Weight | None = None) -> None:
+        """What the model computed from these before is to be computed again."""
+        assert self.weights is not None
+        self.weights.changed((*weight.changed, *(() if bias is None else bias.roots())))
 
     def _fill_both(self, operation: Operation, pre_init: PreInit) -> None:
         with self._drawn.timed():
@@ -425,6 +435,9 @@ class Scaling:
                 raise non_finite from error
             at = f"in {self._current}" if self._current else f"after {len(self._done)} operators on weights, outside of any"
             annotate(error, f"{self.function}: raised {at}; the model was given {call}. All weights are as before.")
+            if gradients.are_needed(error) and not torch.is_grad_enabled():
+                advice = "forward=torch.enable_grad()(lambda model, batch: model(batch))"
+                annotate(error, f"The pass runs without gradients; if the forward needs them, pass {advice}")
             raise
 
 

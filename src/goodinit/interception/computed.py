@@ -7,7 +7,7 @@ W and B in W + B A), or that there are none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain, combinations
@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from goodinit.interception.weights import Fill, Key, Weight, Weights, is_zero, storage_of, to_be_written
+from goodinit.interception.weights import Fill, Key, Weight, Weights, is_zero, storage_of, to_be_written, versions_kept
 from goodinit.interception.writes import written_by
 from goodinit.processes.turns import Position
 
@@ -167,6 +168,8 @@ class Computed(Weight):
             return "unsupported"
         if self.factors:
             return None
+        if any(is_zero(root.tensor) for root in self.sources if root not in self._drawn):
+            return "unsupported"  # a factor on zeros shows nothing
         unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self.sources)
         return "scale-invariant" if unmoved else "unsupported"
 
@@ -258,7 +261,14 @@ class Sources(Weights):
     def __init__(self, model: nn.Module) -> None:
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
         self._constants: dict[int, Tensor] = {}
-        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``."""
+        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such."""
+        self._changes = 0
+        self._made_at: dict[int, int] = {}
+        """When the tensors with nodes were computed, or brought up to date, by the number of changes before."""
+        self._changed_at: dict[int, int] = {}
+        """By which change a parameter, by its id, had its last values."""
+        self._mixed: dict[int, tuple[Tensor, Weight]] = {}
+        """What was made of a weight and data, as large as the weight: a weight itself maybe, masked by what the forward made."""
         self.set_aside: dict[Key, tuple[str, Weight]] = {}
         """Weights that operators multiplied by nothing but parameters and buffers; mostly the product meets data later."""
         super().__init__(model)
@@ -296,6 +306,32 @@ class Sources(Weights):
         """Whether a tensor is a buffer or was made from parameters and buffers alone: no data is in it."""
         return isinstance(tensor, Tensor) and (id(tensor) in self._nodes or storage_of(tensor) in self._buffers)
 
+    def changed(self, weights: Iterable[Weight]) -> None:
+        """Note that parameters have other values now: what was computed from them has, too."""
+        self._changes += 1
+        self._changed_at.update((id(root.held), self._changes) for weight in weights for root in weight.roots())
+
+    def bring_up_to_date(self, given: Iterable[object]) -> None:
+        """Compute again what was computed from parameters that have changed since: a weight's norm, taken before its product."""
+        if not self._changed_at:
+            return
+        for x in _leaves(given):
+            known = self._nodes.get(id(x))
+            if known is None or known[1].is_unknown():
+                continue
+            tensor, node = known
+            last = max((self._changed_at.get(id(root.held), 0) for root in node.roots().values()), default=0)
+            if last > self._made_at.get(id(x), 0):
+                with torch.no_grad(), versions_kept():
+                    value = node.evaluate(lambda w: w.tensor)
+                    _without_repeats(to_be_written(tensor), tensor).copy_(_without_repeats(value, tensor))
+                self._made_at[id(x)] = last
+
+    def mixed(self, tensor: object) -> Weight | None:
+        """The weight that a tensor was made of, together with data, if it is as large as the weight."""
+        known = self._mixed.get(id(tensor))
+        return None if known is None else known[1]
+
     def touched(self) -> set[int]:
         """Ids of the parameters that something was computed from, or that data met otherwise."""
         computed = {id(root.held) for _, node in self._nodes.values() for root in node.roots().values()}
@@ -310,7 +346,10 @@ class Sources(Weights):
         written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
         if not made and not written:
             return
-        if function in _NUMBERS and not any(isinstance(x, Tensor) for x in args):
+        given = [x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
+        if any(map(is_lazy, given)):  # which get their form now
+            return
+        if not given if function in _NUMBERS else given and all(id(x) in self._constants for x in given):
             self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
             return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
@@ -324,8 +363,20 @@ class Sources(Weights):
             if sources is None:
                 self._nodes.pop(id(tensor), None)  # changed in place by data
                 self._constants.pop(id(tensor), None)
+                self._note_mixed(given, tensor)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
                 self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
+                self._made_at[id(tensor)] = self._changes
+
+    def _note_mixed(self, given: Iterable[Tensor], made: Tensor) -> None:
+        """That a tensor was made of a weight, or of what was made of one and data, if it is as large as that."""
+        if not made.is_floating_point() or made.dim() < 2:
+            return
+        for x in given:
+            weight = self.mixed(x) or (self.parameter(x) if id(x) not in self._nodes else None)
+            if weight is not None and weight.tensor.numel() == made.numel():
+                self._mixed[id(made)] = made, weight
+                return
 
     def _note_written(
         self, written: Tensor, function: Callable[..., Any], sources: tuple[Sequence[Any], dict[str, Any]] | None, made: set[int]

@@ -26,6 +26,7 @@ from goodinit.interception.operators import (
     OPERATORS,
     Function,
     chain_of_products,
+    factors_of,
     find_operation,
     is_dense_float,
     name_of,
@@ -143,7 +144,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         if operation is not None:
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
         if func in OPERATORS and transforms.active():
-            self._note_unsupported(func, args)
+            self._note_unsupported(func, args, kwargs)
         else:
             factors, meets_data = unfollowed_factors(func, args, kwargs, self.weights)
             for weight in factors:
@@ -151,6 +152,10 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     self._prepare(without_output(name_of(func), weight), "unsupported")
                 else:
                     self.weights.set_aside.setdefault(weight.key, (name_of(func), weight))
+            for operand in args if func in OPERATORS else ():
+                if (masked := self.weights.mixed(operand)) is not None:
+                    self._prepare(without_output(name_of(func), masked), "unsupported")
+        self.weights.bring_up_to_date((*args, *kwargs.values()))
         watch = self._watch
         out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)
@@ -177,9 +182,11 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                 with inside():
                     return transforms.unwrapped(operation.linear_part())
 
-            bias = operation.bias if operation.bias_weight is not None else None
+            bias = (
+                None if operation.bias_weight is None or operation.bias is None else transforms.without_derivative(operation.bias)
+            )
             self._handle(replace(operation, linear_part=linear_part, bias=bias, rest=None, out=None, call=None))
-        return operation.complete(operation.linear_part())
+        return operation.output()  # by the arguments that were given, of which the model may want derivatives
 
     def _prepare_recurrent(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         with transforms.left():
@@ -187,10 +194,10 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                 if (operation := _recurrent(name_of(function), given, self.weights)) is not None:
                     self._prepare(operation, "recurrent")
 
-    def _note_unsupported(self, function: Function, args: Sequence[Any]) -> None:
+    def _note_unsupported(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Weights over which vmap runs (an ensemble's, stacked)."""
-        for operand in args:
-            if isinstance(operand, Tensor) and transforms.is_wrapped(operand):
+        for operand in factors_of(function, args, kwargs):
+            if transforms.is_wrapped(operand):
                 weight = self.weights.find(transforms.unwrapped(operand))
                 if weight is not None:
                     self._prepare(without_output(name_of(function), weight), "unsupported")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from goodinit.errors import ModelError
+from goodinit.errors import DataError, ModelError
 from goodinit.interception.weights import Weight, Weights
 from goodinit.orthonormal import Method, orthonormal_
 from goodinit.processes import sharded
@@ -182,6 +182,17 @@ class Operation:
         for cut in self.cuts:
             pieces = [piece for whole in pieces for piece in _split(*whole, cut)]
         return [Part(self.weight.part(w), y, b) for w, y, b in pieces]
+
+
+def refuse_nested(operation: Operation, z: Tensor) -> Tensor:
+    """An output, unless it is a nested tensor.
+
+    Raises:
+        DataError: it is one.
+    """
+    if z.is_nested:
+        raise DataError(f"{operation} makes a nested tensor, which cannot be measured; give the model padded data")
+    return z
 
 
 def _added(z: Tensor, term: Tensor) -> Tensor:

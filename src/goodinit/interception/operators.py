@@ -198,8 +198,8 @@ def _einsum(equation: object, operands: Sequence[Any], weights: Sources) -> Oper
     terms = inputs.split(",")
     if not arrow:  # the implicit form: letters that occur once, in alphabetical order
         output = "..." * ("..." in inputs) + "".join(sorted(c for c in set(inputs) - set(".,") if inputs.count(c) == 1))
-    letters = terms[index]
-    if "..." in letters or len(set(letters)) != len(letters):
+    letters = terms[index].replace("...", "")
+    if len(letters) != weight.tensor.dim() or len(set(letters)) != len(letters):  # an ellipsis that stands for axes of the weight
         return None
     others = set("".join(t for i, t in enumerate(terms) if i != index))
     batch = tuple(i for i, c in enumerate(letters) if c in others and c in output)
@@ -356,16 +356,21 @@ _UNFOLLOWED: dict[Function, int] = {
 }
 
 
+def factors_of(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """What one of the `OPERATORS` multiplies: neither its bias nor what it adds."""
+    names, parser = OPERATORS[function]
+    no_factors = {"bias", "out"} | ({"input"} if parser is _added_product else set())
+    return [x for name, x in _bind(names, args, kwargs).items() if name not in no_factors and isinstance(x, Tensor)]
+
+
 def unfollowed_factors(
     function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], weights: Sources
 ) -> tuple[list[Weight], bool]:
     """The weights that a product has as factors where it is none of those that `find_operation` knows; and whether of data."""
     if _is_einsum(function):
         operands, is_factor = _einsum_operands(*_equation_and_operands(args, kwargs))
-    elif (known := OPERATORS.get(function)) is not None:
-        names, parser = known
-        no_factors = {"bias", "out"} | ({"input"} if parser is _added_product else set())
-        operands = [x for name, x in _bind(names, args, kwargs).items() if name not in no_factors and isinstance(x, Tensor)]
+    elif function in OPERATORS:
+        operands = factors_of(function, args, kwargs)
         is_factor = [x.dim() > 1 for x in operands]  # what is left of vectors are no weights of layers
     elif function in _UNFOLLOWED:
         operands = [x for x in args[_UNFOLLOWED[function] :] if isinstance(x, Tensor)]

@@ -21,6 +21,13 @@ def is_wrapped(tensor: Tensor) -> bool:
     return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
+def without_derivative(tensor: Tensor) -> Tensor:
+    """The tensor inside of those that ``grad`` or ``jvp`` made of it in order to differentiate; vmap's stay as they are."""
+    while _functorch.is_gradtrackingtensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor of all samples inside of a wrapped one, the axes that vmap hides in front. To be called inside the transform."""
     while is_wrapped(tensor):

@@ -7,6 +7,7 @@ reaches the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from goodinit.interception.transforms import is_wrapped
+from goodinit.interception.transforms import is_wrapped, without_derivative
 from goodinit.processes import sharded
 from goodinit.processes.sharded import Place
 from goodinit.processes.turns import Position
@@ -94,7 +95,7 @@ class Weight:
     @property
     def obstacle(self) -> str | None:
         """The status of a weight that no factor brings to a target, whatever the output; None for all others."""
-        return None
+        return "unsupported" if _overlaps_itself(self.tensor) else None
 
     @property
     def held(self) -> Tensor:
@@ -213,13 +214,7 @@ class Weight:
     @cached_property
     def region(self) -> Region:
         """Where in the parameter it lies, whatever the order of its axes and however they are split or repeated."""
-        merged: list[tuple[int, int]] = []
-        for stride, size in sorted((s, n) for s, n in zip(self.tensor.stride(), self.tensor.shape, strict=True) if n != 1 and s):
-            if merged and stride == merged[-1][0] * merged[-1][1]:
-                merged[-1] = merged[-1][0], merged[-1][1] * size
-            else:
-                merged.append((stride, size))
-        return self.in_whole.offset, tuple(merged)
+        return self.in_whole.offset, merged_axes(self.tensor)
 
 
 class Weights:
@@ -280,6 +275,7 @@ class Weights:
         """The weight that ``tensor`` is or shares memory with; None for anything else (data, activations, buffers)."""
         if not isinstance(tensor, Tensor):
             return None
+        tensor = without_derivative(tensor)
         if (owner := self._by_id.get(id(tensor))) is not None:
             if owner[0] in self._homes:  # its memory may be new
                 self._note_storage(*owner)
@@ -374,22 +370,37 @@ def matches(name: str, pattern: str) -> bool:
     return False
 
 
+def merged_axes(tensor: Tensor) -> tuple[tuple[int, int], ...]:
+    """(stride, size) of its axes, by their strides: those that go on where the one before ends in one, repeated ones left out."""
+    merged: list[tuple[int, int]] = []
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1 and s):
+        if merged and stride == merged[-1][0] * merged[-1][1]:
+            merged[-1] = merged[-1][0], merged[-1][1] * size
+        else:
+            merged.append((stride, size))
+    return tuple(merged)
+
+
 def region_label(parameter: Tensor, tensor: Tensor) -> str:
     """The indices of a part of a parameter, as one would write them: ``"[3]"``, ``"[:, 2]"``; empty for all of it."""
     if tensor.numel() == parameter.numel():
         return ""
     offset = int(tensor.storage_offset() - parameter.storage_offset())
-    spans: list[str] = []
-    strides = dict.fromkeys(tensor.stride(), 0)
-    strides.update((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size > 1)
+    otherwise = f"[offset {offset}, shape {tuple(tensor.shape)}]"
     if tensor.dtype != parameter.dtype or not parameter.is_contiguous():
-        return f"[offset {offset}, shape {tuple(tensor.shape)}]"
+        return otherwise
+    spans: list[str] = []
+    runs, elements = merged_axes(tensor), 1
     for stride, size in zip(parameter.stride(), parameter.shape, strict=True):
         start, offset = divmod(offset, stride)
-        length = strides.get(stride, 0) or 1
-        if start + length > size:  # an axis that the operator sees split or merged
-            return f"[offset {tensor.storage_offset()}, shape {tuple(tensor.shape)}]"
+        # The run of elements that goes along this axis, and maybe beyond it.
+        length = next((min(size, step * n // stride) for step, n in runs if step <= stride < step * n and stride % step == 0), 1)
+        elements *= length
+        if start + length > size:
+            return otherwise
         spans.append(":" if length == size else str(start) if length == 1 else f"{start}:{start + length}")
+    if elements != math.prod(n for _, n in runs):  # they do not make up a block of the parameter
+        return otherwise
     while spans and spans[-1] == ":":
         spans.pop()
     return f"[{', '.join(spans)}]" if spans else ""
@@ -427,6 +438,16 @@ def _overlapping(tensors: Sequence[Tensor]) -> set[int]:
         if stop > reached:
             last, reached = each, stop
     return found
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Whether elements of it may be one and the same (``w.unfold(0, 8, 1)``), apart from axes that repeat the whole of it."""
+    reached = 0
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n > 1 and s):
+        if stride <= reached:
+            return True
+        reached += (size - 1) * stride
+    return False
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:

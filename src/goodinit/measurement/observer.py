@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from goodinit.gradients import gradients
+from goodinit.gradients import Way, gradients
 from goodinit.interception.computed import Sources
 from goodinit.interception.intercept import module_operations
-from goodinit.interception.operation import Operation
+from goodinit.interception.operation import Operation, refuse_nested
 from goodinit.interception.operators import Function
 from goodinit.interception.weights import Weight
 from goodinit.ledger import Number
@@ -26,14 +26,21 @@ from goodinit.measurement.activations import NON_LINEARITIES, NORMALIZATIONS, Tr
 from goodinit.measurement.layer import Layer
 from goodinit.measurement.samples import Shelf
 from goodinit.measurement.summaries import norms
-from goodinit.measurement.traces import Trace, activate, layers_of, traced
+from goodinit.measurement.traces import Trace, activate, is_constant, layers_of, traced
 from goodinit.processes import sharded
+
+# Of how many uses of a weight the gradient is looked for: the first may be one that no gradient goes through.
+_USES = 8
 
 
 class Observer:
-    """Stands in for every operator on a weight, runs it as it is, and takes the measure of its first output."""
+    """Stands in for every operator on a weight, runs it as it is, and takes the measure of its first output.
 
-    def __init__(self) -> None:
+    Of one that is the same for all samples, as from a state that begins as zero, the next is taken.
+    """
+
+    def __init__(self, *, gradients: bool) -> None:
+        """``gradients``: whether there will be a way back."""
         self.traces: dict[str, Trace] = {}
         self.done: list[str] = []
         """Operators that ran."""
@@ -43,7 +50,8 @@ class Observer:
         self._shelf = Shelf()
         self._entropies: list[tuple[Tensor, int, str]] = []
         """Means of cross-entropies that were taken: of how many classes, and of which layer's output if that is known."""
-        self._forward = True
+        self._way = Way()
+        self._wants_gradients = gradients
         self._ran_without_grad = False
 
     # The way forward.
@@ -54,10 +62,10 @@ class Observer:
         self._ran_without_grad |= not torch.is_grad_enabled()
         output = operation.output()
         with torch.no_grad(), _full_precision(output):
-            fresh = self._measure(operation, output) if self._forward else []
+            fresh = self._measure(operation, output) if self._way.forward else []
         if len(fresh) == 1 and not operation.cuts:
             self._trail.begin(output, fresh[0])
-        if output.requires_grad:
+        if self._wants_gradients and output.requires_grad:
             self._await_gradient(operation, output)
         self.done.append(operation.kind)
         self.current = None
@@ -70,8 +78,9 @@ class Observer:
 
     def _measure(self, operation: Operation, output: Tensor) -> list[Trace]:
         fresh = []
-        for part in operation.parts(sharded.added_up(output.detach())):
-            if part.z.numel() and part.weight.name not in self.traces:  # an expert that no token reached has no output
+        for part in operation.parts(sharded.added_up(refuse_nested(operation, output.detach()))):
+            known = self.traces.get(part.weight.name)
+            if part.z.numel() and (known is None or is_constant(known)):  # an expert that no token reached has no output
                 fresh.append(traced(operation, part, self._shelf))
                 self.traces[part.weight.name] = fresh[-1]
         return fresh
@@ -95,7 +104,7 @@ class Observer:
 
     def backward(self, loss: Tensor, parameters: Iterable[Tensor]) -> None:
         """Take the gradients of a loss by all parameters that train; their ``grad`` is not touched."""
-        self._forward = False
+        self._way.forward = False
         roots = (root.parameter for trace in self.traces.values() for root in trace.weight.roots())
         leaves = {id(p): p for p in (*parameters, *roots) if p.requires_grad and p.is_leaf}
         # With operators intercepted: a checkpoint runs its part of the forward again.
@@ -108,27 +117,33 @@ class Observer:
                 trace.weight_grads = [] if gradient is None else norms(_part_of(gradient, weight))
 
     def _await_gradient(self, operation: Operation, output: Tensor) -> None:
-        """At the first use of a weight, or where a checkpoint runs it again: only then has the output a gradient."""
-        parts = operation.parts(output.detach())
-        traces = [self.traces.get(part.weight.name) for part in parts]
+        """At the first uses of a weight, or where a checkpoint runs it again: only then has the output a gradient."""
+        parts, way = operation.parts(output.detach()), self._way
+        traces = [self.traces.get(part.weight.name) if part.z.numel() else None for part in parts]
         waiting = [
-            trace is not None and trace.grads is None and part.z.numel() > 0 for trace, part in zip(traces, parts, strict=True)
+            trace if trace is not None and (trace.grads is None or (way.forward and trace.uses < _USES)) else None
+            for trace in traces
         ]
         if not any(waiting):
             return
+        uses = [0 if trace is None else trace.uses for trace in waiting]
         light = replace(operation, linear_part=_never, call=None, bias=None, rest=None, out=None)  # holds no activation
 
         def keep(gradient: Tensor) -> None:
+            if way.forward:  # the model differentiates
+                return
             with torch._C.DisableTorchFunction(), torch.no_grad():
-                for part, trace, wait in zip(light.parts(gradient), traces, waiting, strict=True):
-                    if wait and trace is not None:
-                        trace.grads = norms(part.z)
+                for part, trace, use in zip(light.parts(gradient), waiting, uses, strict=True):
+                    if trace is not None and use < trace.grads_of:
+                        trace.grads, trace.grads_of = norms(part.z), use
 
         output.register_hook(keep)
-        for trace, wait in zip(traces, waiting, strict=True):
-            if wait and trace is not None and trace.grads is None:
-                trace.grads = []  # none comes where the loss does not depend on it
-                _await_computed(trace, operation.weight)
+        for trace in waiting:
+            if trace is not None:
+                if not trace.uses:
+                    trace.grads = []  # none comes where the loss does not depend on it
+                    _await_computed(trace, operation.weight, way)
+                trace.uses += 1
 
     # Afterwards.
 
@@ -153,7 +168,7 @@ class Observer:
         return layers_of(list(self.traces.values()))
 
 
-def _await_computed(trace: Trace, weight: Weight) -> None:
+def _await_computed(trace: Trace, weight: Weight, way: Way) -> None:
     """Of a weight that is computed from parameters the gradient is taken where it is used."""
     if weight.divisible or not weight.tensor.requires_grad:
         return
@@ -161,6 +176,8 @@ def _await_computed(trace: Trace, weight: Weight) -> None:
     trace.weight_grads = found
 
     def keep(gradient: Tensor) -> None:  # holds no trace, which holds the weight: no collector would find that circle
+        if way.forward:
+            return
         with torch._C.DisableTorchFunction(), torch.no_grad():
             found[:] = norms(gradient)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from goodinit import guard
+from goodinit import gradients, guard
 from goodinit.batches import Call, Forward, first_call
 from goodinit.errors import OptionError, annotate, is_number
 from goodinit.interception.computed import Sources
@@ -75,7 +75,7 @@ def measure(
     if lr is not None and loss is None:
         raise OptionError(f"lr={lr:g} judges updates, which need gradients: pass loss=, or leave lr out")
     objective = Objective.checked(loss)
-    observer = Observer()
+    observer = Observer(gradients=objective is not None)
     with (
         guard.Randomness(None).preserved(model),
         guard.gradients_aside(model.parameters()),
@@ -84,8 +84,16 @@ def measure(
     ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
         inputs = _inputs(call)
-        with torch.inference_mode(False), torch.set_grad_enabled(objective is not None), guard.forward_mode(model, mode):
-            value, weights = _run(model, call, objective, observer, undo)
+        with torch.inference_mode(False), guard.forward_mode(model, mode):
+            try:
+                with torch.set_grad_enabled(objective is not None):
+                    value, weights = _run(model, call, objective, observer, undo)
+            except RuntimeError as error:
+                if objective is not None or not gradients.are_needed(error):
+                    raise
+                observer = Observer(gradients=False)
+                with torch.enable_grad():  # the forward differentiates
+                    value, weights = _run(model, call, objective, observer, undo)
         layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
         entropy = observer.cross_entropy()
     seconds = time.perf_counter() - start

@@ -41,7 +41,11 @@ class Trace:
     dead: Number | None = None
     saturated: Number | None = None
     grads: list[Number] | None = None
-    """Roots of sums of squares of the gradient's parts."""
+    """Roots of sums of squares of the gradient's parts; None where none was waited for."""
+    grads_of: float = math.inf
+    """Of which use of the weight they are."""
+    uses: int = 0
+    """At how many uses a gradient is waited for."""
     weight_grads: list[Number] | None = None
 
     def raw(self) -> list[Number]:
@@ -59,6 +63,11 @@ def traced(operation: Operation, part: Part, shelf: Shelf) -> Trace:
     shapes = tuple(weight.tensor.shape), tuple(z.shape)
     own = norms(sharded.local(weight.tensor.detach()))
     return Trace(weight, operation.kind, *shapes, channel, tuple(map(summarized, reals)), sampled(reals[0], shelf), own)
+
+
+def is_constant(trace: Trace) -> bool:
+    """Whether the output was the same for all samples; waits for the device."""
+    return all(s.samples > 1 and not any(fetched(s.within)) for s in trace.summaries)
 
 
 def channel_axis(operation: Operation, z: Tensor) -> int | None:

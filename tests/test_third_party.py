@@ -1,0 +1,335 @@
+"""How models of other libraries use their weights (normflows, peft, zuko, e3nn, torch_geometric), reduced to plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, jvp, vmap
+
+from goodinit import DataError, init_, lsuv_, measure
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Used(nn.Module):
+    """A weight, used by a function, a layer before its output and one behind."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.w, self.use = nn.Parameter(torch.randn(8, 8)), use
+        self.layer, self.head = nn.Linear(8, 8, bias=False), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.use(self, x))
+
+
+def std(x):
+    return x.std(correction=0).item()
+
+
+def status(report):
+    return {record.name: record.status for record in report}
+
+
+CONSTANTS = {
+    "computed": lambda w: torch.tensor(2.0).sqrt(),
+    "moved": lambda w: torch.ones(1).to(w.device),
+    "subtracted": lambda w: 1 - torch.tensor(0.5),
+    "cast": lambda w: torch.tensor(2.0, dtype=torch.float64).to(w.dtype),
+    "clamped": lambda w: torch.full((), 0.5).clamp(max=1),
+}
+
+
+@pytest.mark.parametrize("kind", CONSTANTS)
+def test_a_weight_times_a_number_that_the_forward_computed(kind):
+    net = Used(lambda net, x: F.linear(x, net.w * CONSTANTS[kind](net.w)))
+    assert status(lsuv_(net, X))["w"] == "scaled"
+    assert std(F.linear(X, net.w * CONSTANTS[kind](net.w))) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "masked",
+    [
+        lambda w: w * torch.ones(8, 8).tril(),
+        lambda w: (w * torch.ones(8, 8).tril()).t(),
+        lambda w: w.masked_fill(torch.ones(8, 8).tril() > 0, 0.0),
+        lambda w: torch.where(torch.arange(8)[:, None] < 4, w, 0.0),
+    ],
+)
+def test_a_weight_with_a_mask_of_the_forward_has_a_line(masked):
+    net = Used(lambda net, x: F.linear(x, masked(net.w)))
+    before = net.w.detach().clone()
+    assert status(lsuv_(net, X))["w"] == "unsupported"
+    assert torch.equal(net.w, before)
+
+
+def test_positions_are_no_weights_though_they_are_as_large_as_one_sample():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.layer = nn.Parameter(torch.randn(1, 10, 8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(x + self.places)
+
+    assert [record.name for record in lsuv_(Positions(), X[None, :10])] == ["layer.weight"]
+
+
+def bit(net, x):
+    scale = net.layer.weight.abs().mean()
+    return net.layer(x) / scale
+
+
+def normed(net, x):
+    norms = net.w.norm(dim=1)
+    return (x @ net.w.t()) / norms
+
+
+def normed_later(net, x):
+    norms = net.w.norm(dim=1)
+    z = x @ net.w.t()
+    return z / (2 * norms)
+
+
+def distances(net, x):
+    squares = (net.w**2).sum(-1)
+    return squares - 2 * x @ net.w.T
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_init": None}, {"center": True}, {"batches": 2}], ids=str)
+@pytest.mark.parametrize("use", [bit, normed, normed_later, distances])
+def test_what_was_computed_from_a_weight_before_its_product_is_as_new_as_the_weight(use, options):
+    net = Used(use)
+    batches = [X[:32], X[32:]]
+    report = lsuv_(net, batches if "batches" in options else X, **options)
+    assert report["head.weight"].status == "scaled"
+    assert std(net(X)) == pytest.approx(report["head.weight"].std_after, rel=2e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"pre_init": None}], ids=str)
+def test_a_weight_whose_elements_overlap_is_left_alone(options):
+    class Hankel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(15))
+
+        def forward(self, x):
+            return x @ self.w.unfold(0, 8, 1)
+
+    net = Hankel()
+    before = net.w.detach().clone()
+    (record,) = lsuv_(net, X, **options)
+    assert record.status == "unsupported"
+    assert record.std_after == pytest.approx(std(net(X)), rel=1e-4)
+    assert torch.equal(net.w, before)
+
+
+def test_parts_of_a_flat_parameter_have_their_indices():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(192))
+
+        def forward(self, x):
+            return (x @ self.w[:128].view(8, 16)).relu() @ self.w[128:].view(16, 4)
+
+    report = lsuv_(Flat(), X, target_std={"w[0:128]": 0.1})
+    assert {record.name: round(record.std_after, 3) for record in report} == {"w[0:128]": 0.1, "w[128:192]": 1.0}
+
+
+def test_zeros_show_nothing_of_scale_invariance():
+    class Triangle(nn.Module):
+        def __init__(self, fill):
+            super().__init__()
+            self.low, self.layer = nn.Parameter(torch.full((6,), fill)), nn.Linear(4, 4)
+            self.register_buffer("eye", torch.eye(4))
+
+        def forward(self, x):
+            low = self.low.new_zeros(4, 4)
+            low[[1, 2, 2, 3, 3, 3], [0, 0, 1, 0, 1, 2]] = self.low
+            return self.layer(F.linear(x, low + self.eye))
+
+    assert [status(lsuv_(Triangle(fill), X[:, :4]))["low"] for fill in (0.0, 0.5)] == ["unsupported"] * 2
+
+
+@pytest.mark.parametrize("x", [X, X.view(4, 16, 8)])
+def test_an_ellipsis_that_stands_for_no_axis_of_the_weight(x):
+    net = Used(lambda net, x: torch.einsum("...ij,...j->...i", net.w, x))
+    assert status(lsuv_(net, x))["w"] == "scaled"
+    assert std(torch.einsum("...ij,...j->...i", net.w, x)) == pytest.approx(1, rel=1e-4)
+
+
+def test_keyword_arguments_of_a_class_of_their_own():
+    class Graph:
+        nodes = X
+
+    class Net(nn.Linear):
+        def forward(self, graph):
+            return super().forward(graph.nodes)
+
+    net = Net(8, 4)
+    lsuv_(net, {"graph": Graph()})
+    assert std(net(Graph())) == pytest.approx(1, rel=1e-4)
+
+
+# Forwards that differentiate.
+
+
+def net():
+    return nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+
+
+class Differentiating(nn.Module):
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.net, self.use = net(), use
+
+    @property
+    def parameters_by_name(self):
+        return dict(self.net.named_parameters())
+
+    def forward(self, x):
+        return self.use(self, x)
+
+
+def by_biases(model, x):  # as in MAML
+    with torch.enable_grad():
+        grads = torch.autograd.grad(model.net(x).square().mean(), list(model.net.parameters()), create_graph=True)
+        moved = {name: p - 0.1 * d for (name, p), d in zip(model.parameters_by_name.items(), grads, strict=True)}
+        return functional_call(model.net, moved, (x,))
+
+
+def by_input(model, x):  # as in physics-informed networks
+    x = x.requires_grad_()
+    return torch.autograd.grad(model.net(x).sum(), x, create_graph=True)[0]
+
+
+def batched(model, x):
+    with torch.enable_grad():
+        return torch.autograd.functional.jacobian(lambda y: model.net(y).sum(0), x, create_graph=True, vectorize=True)[0]
+
+
+def dual(model, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(model.net(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
+
+
+def func_grad_of_input(model, x):
+    return grad(lambda p, x: functional_call(model.net, p, (x,)).sum(), argnums=1)(model.parameters_by_name, x)
+
+
+def func_grad_of_parameters(model, x):
+    given = model.parameters_by_name
+    found = grad(lambda p: functional_call(model.net, p, (x,)).square().mean())(given)
+    return functional_call(model.net, {name: p - 0.1 * found[name] for name, p in given.items()}, (x,))
+
+
+def func_grad_in_vmap(model, x):
+    one = grad(lambda p, y: functional_call(model.net, p, (y,)).sum(), argnums=1)
+    return vmap(lambda y: one(model.parameters_by_name, y))(x)
+
+
+def func_jvp_by_parameters(model, x):
+    given = model.parameters_by_name
+    return jvp(lambda p: functional_call(model.net, p, (x,)), (given,), (given,))[1]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, for forward AD
+@pytest.mark.parametrize(
+    "use",
+    [
+        *(by_biases, by_input, batched, dual),
+        *(func_grad_of_input, func_grad_of_parameters, func_grad_in_vmap, func_jvp_by_parameters),
+    ],
+)
+def test_forwards_that_differentiate(use):
+    model = Differentiating(use)
+    before = measure(model, X)
+    assert [layer.name for layer in before] == ["net.0.weight", "net.2.weight"]
+    assert all(layer.grad_std is None for layer in before)
+    report = lsuv_(model, X)
+    assert status(report) == {"net.0.weight": "scaled", "net.2.weight": "scaled"}
+    hidden = model.net[0](X)
+    assert [std(hidden), std(model.net[2](hidden.tanh()))] == pytest.approx([1, 1], rel=1e-3)
+    assert not X.requires_grad
+    assert lsuv_(model, X, target_std="auto").ok
+
+
+def test_forwards_that_differentiate_over_several_batches():
+    model = Differentiating(by_input)
+    assert lsuv_(model, [X[:32], X[32:]], batches=2)["net.2.weight"].std_after == pytest.approx(1, rel=0.01)
+    assert torch.is_grad_enabled()
+    with pytest.raises(RuntimeError, match="does not require grad") as caught:
+        init_(model, "he", X)
+    assert "pass forward=torch.enable_grad()(lambda model, batch: model(batch))" in caught.value.__notes__[-1]
+
+
+def test_biases_inside_vmap_are_no_weights():
+    model = nn.Linear(8, 3)
+    ensemble = Used(lambda net, x: x)
+    ensemble.w, ensemble.b = nn.Parameter(torch.randn(4, 3, 8)), nn.Parameter(torch.randn(4, 3))
+    ensemble.use = lambda net, x: vmap(lambda w, b: F.linear(x, w, b))(net.w, net.b).mean(0) @ model.weight
+    assert status(lsuv_(ensemble, X)) == {"w": "unsupported", "head.weight": "scaled", "layer.weight": "unused"}
+
+
+# What measure says of weights that are used several times.
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_state_that_begins_as_zero(masked, bias):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inputs, self.states = nn.Linear(8, 16), nn.Linear(16, 16, bias=bias)
+            self.register_buffer("mask", torch.ones(16, 16).tril() if masked else torch.ones(16, 16))
+
+        def forward(self, x):
+            state = torch.zeros(len(x), 16)
+            for _ in range(3):
+                weight = self.states.weight * self.mask if masked else self.states.weight
+                state = torch.tanh(self.inputs(x) + F.linear(state, weight, self.states.bias))
+            return state
+
+    model = Recurrent()
+    assert measure(model, X).healthy
+    record = lsuv_(model, X)["states.weight"]
+    assert (record.status, round(record.std_after, 3)) == ("shared", 1.0)
+    found = measure(model, X, lambda y: y.square().mean())
+    assert found["states.weight"].std == pytest.approx(1, rel=1e-3)
+    assert found["states.weight"].grad_std > 0
+    assert found.healthy
+
+
+def test_the_gradient_of_a_weight_whose_first_use_is_detached():
+    class SelfDistillation(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            teacher = self.net(x).detach()
+            return self.net(x + 0.1) - teacher
+
+    model = SelfDistillation()
+    found = measure(model, X, lambda y: y.square().mean())
+    z = model.net[0](X + 0.1)
+    z.retain_grad()
+    (model.net[2](z.tanh()) - model.net(X).detach()).square().mean().backward()
+    assert found["net.0.weight"].grad_norm == pytest.approx(z.grad.norm().item(), rel=1e-4)
+    assert found.healthy
+
+
+def test_nested_tensors_are_refused_by_measure_too():
+    class Nested(nn.Linear):
+        def forward(self, x):
+            return super().forward(torch.nested.nested_tensor([x[:3], x[3:]], layout=torch.jagged))
+
+    for function in (measure, lsuv_):
+        with pytest.raises(DataError, match="makes a nested tensor, which cannot be measured"):
+            function(Nested(8, 4), X)
