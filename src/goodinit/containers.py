@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 CONTAINERS = (list, dict, set, deque)
+_OWN = frozenset({OrderedDict, *CONTAINERS})
 
 
 def items_of(container: Any) -> list[Any]:
@@ -17,6 +18,8 @@ def items_of(container: Any) -> list[Any]:
 
 def refill(container: Any, held: Sequence[Any]) -> None:
     """Let a container hold what `items_of` found in it, and nothing else. Nothing is done to one that has not changed."""
+    if not (held or container):  # as most that a module has
+        return
     base, now = _base(container), items_of(container)
     if issubclass(base, dict):
         if len(now) == len(held) and all(a[0] is b[0] and a[1] is b[1] for a, b in zip(now, held, strict=True)):
@@ -33,4 +36,5 @@ def refill(container: Any, held: Sequence[Any]) -> None:
 
 def _base(container: Any) -> Any:
     """Python's own class, whose methods do as they should: a subclass may refuse to be changed, and be half changed then."""
-    return next(base for base in (OrderedDict, *CONTAINERS) if isinstance(container, base))
+    own = type(container)
+    return own if own in _OWN else next(base for base in (OrderedDict, *CONTAINERS) if isinstance(container, base))

@@ -262,12 +262,11 @@ class Sources(Weights):
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
         self._constants: dict[int, Tensor] = {}
         """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such."""
-        self._changes = 0
-        self._made_at: dict[int, int] = {}
-        """When the tensors with nodes were computed, or brought up to date, by the number of changes before."""
-        self._changed_at: dict[int, int] = {}
-        """By which change a parameter, by its id, had its last values."""
-        self._mixed: dict[int, tuple[Tensor, Weight]] = {}
+        self._made_from: dict[int, list[int]] = {}
+        """Ids of the tensors with nodes, by the ids of the parameters that they were computed from."""
+        self.outdated: set[int] = set()
+        """Of these the ones whose parameters have had other values since: see `bring_up_to_date`."""
+        self.mixed: dict[int, tuple[Tensor, Weight]] = {}
         """What was made of a weight and data, as large as the weight: a weight itself maybe, masked by what the forward made."""
         self.set_aside: dict[Key, tuple[str, Weight]] = {}
         """Weights that operators multiplied by nothing but parameters and buffers; mostly the product meets data later."""
@@ -308,29 +307,21 @@ class Sources(Weights):
 
     def changed(self, weights: Iterable[Weight]) -> None:
         """Note that parameters have other values now: what was computed from them has, too."""
-        self._changes += 1
-        self._changed_at.update((id(root.held), self._changes) for weight in weights for root in weight.roots())
+        for weight in weights:
+            for root in weight.roots():
+                self.outdated.update(self._made_from.get(id(root.held), ()))
 
     def bring_up_to_date(self, given: Iterable[object]) -> None:
         """Compute again what was computed from parameters that have changed since: a weight's norm, taken before its product."""
-        if not self._changed_at:
-            return
         for x in _leaves(given):
-            known = self._nodes.get(id(x))
-            if known is None or known[1].is_unknown():
+            if id(x) not in self.outdated:
                 continue
-            tensor, node = known
-            last = max((self._changed_at.get(id(root.held), 0) for root in node.roots().values()), default=0)
-            if last > self._made_at.get(id(x), 0):
+            self.outdated.discard(id(x))
+            tensor, node = self._nodes.get(id(x), (None, None))
+            if tensor is not None and node is not None and not node.is_unknown():
                 with torch.no_grad(), versions_kept():
                     value = node.evaluate(lambda w: w.tensor)
                     _without_repeats(to_be_written(tensor), tensor).copy_(_without_repeats(value, tensor))
-                self._made_at[id(x)] = last
-
-    def mixed(self, tensor: object) -> Weight | None:
-        """The weight that a tensor was made of, together with data, if it is as large as the weight."""
-        known = self._mixed.get(id(tensor))
-        return None if known is None else known[1]
 
     def touched(self) -> set[int]:
         """Ids of the parameters that something was computed from, or that data met otherwise."""
@@ -346,15 +337,12 @@ class Sources(Weights):
         written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
         if not made and not written:
             return
-        given = [x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
-        if any(map(is_lazy, given)):  # which get their form now
-            return
-        if not given if function in _NUMBERS else given and all(id(x) in self._constants for x in given):
+        if self._are_numbers(function, args, kwargs):
             self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
             return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
         gathers = function in _GATHERING and bool(args) and args[0].dim() > 2
-        sources = self._sources(function, args, kwargs, indices=gathers)
+        sources, met = self._sources(function, args, kwargs, indices=gathers)
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
         for tensor in written:
@@ -363,19 +351,29 @@ class Sources(Weights):
             if sources is None:
                 self._nodes.pop(id(tensor), None)  # changed in place by data
                 self._constants.pop(id(tensor), None)
-                self._note_mixed(given, tensor)
+                self._note_mixed(met, args, tensor)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
-                self._nodes[id(tensor)] = (tensor, Node(function, *sources, place))
-                self._made_at[id(tensor)] = self._changes
+                node = Node(function, *sources, place)
+                self._nodes[id(tensor)] = (tensor, node)
+                self.outdated.discard(id(tensor))
+                for root in node.roots().values():
+                    self._made_from.setdefault(id(root.held), []).append(id(tensor))
 
-    def _note_mixed(self, given: Iterable[Tensor], made: Tensor) -> None:
-        """That a tensor was made of a weight, or of what was made of one and data, if it is as large as that."""
-        if not made.is_floating_point() or made.dim() < 2:
-            return
-        for x in given:
-            weight = self.mixed(x) or (self.parameter(x) if id(x) not in self._nodes else None)
-            if weight is not None and weight.tensor.numel() == made.numel():
-                self._mixed[id(made)] = made, weight
+    def _are_numbers(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether a call writes numbers as tensors, or computes with nothing but such."""
+        if function in _NUMBERS:
+            return not any(isinstance(x, Tensor) and id(x) not in self._constants for x in args)
+        if not self._constants:
+            return False
+        given = [x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
+        return bool(given) and all(id(x) in self._constants for x in given)
+
+    def _note_mixed(self, met: Sequence[Weight], args: Sequence[Any], made: Tensor) -> None:
+        """That a tensor was made of a weight and data, or of what was made of such, if it is as large as the weight."""
+        weights = [*met, *(self.mixed[id(x)][1] for x in args if id(x) in self.mixed)]
+        for weight in weights:
+            if made.is_floating_point() and made.dim() > 1 and weight.tensor.numel() == made.numel():
+                self.mixed[id(made)] = made, weight
                 return
 
     def _note_written(
@@ -399,8 +397,9 @@ class Sources(Weights):
 
     def _sources(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
-    ) -> tuple[Sequence[Any], dict[str, Any]] | None:
-        """The arguments with nodes and weights for tensors; None if there is data among them, or no tensor at all.
+    ) -> tuple[tuple[Sequence[Any], dict[str, Any]] | None, Sequence[Weight]]:
+        """The arguments with nodes and weights for tensors, None if there is data among them, or no tensor at all; and the
+        weights that met data.
 
         Integers are data too unless ``indices`` are allowed. Weights among the data are read.
         """
@@ -412,6 +411,9 @@ class Sources(Weights):
             if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
                 return x
             if id(x) in self._constants:
+                return x
+            if is_lazy(x):  # has no numbers yet
+                data = True
                 return x
             known = self._nodes.get(id(x))
             made: Node | Weight | None = known[1] if known is not None else super(Sources, self).find(x)
@@ -425,11 +427,12 @@ class Sources(Weights):
             return x
 
         mapped = _mapped(args, source), {k: _mapped(v, source) for k, v in kwargs.items()}
+        met = []
         if data and found and function not in _FORM_ONLY:
-            for each in found:
-                for root in each.roots().values() if isinstance(each, Node) else (each,):
-                    self.read(root)
-        return mapped if (found or buffers) and not data else None
+            met = [root for each in found for root in (each.roots().values() if isinstance(each, Node) else (each,))]
+            for root in met:
+                self.read(root)
+        return mapped if (found or buffers) and not data else None, met
 
 
 def _written(function: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:

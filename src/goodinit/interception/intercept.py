@@ -152,10 +152,11 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     self._prepare(without_output(name_of(func), weight), "unsupported")
                 else:
                     self.weights.set_aside.setdefault(weight.key, (name_of(func), weight))
-            for operand in args if func in OPERATORS else ():
-                if (masked := self.weights.mixed(operand)) is not None:
-                    self._prepare(without_output(name_of(func), masked), "unsupported")
-        self.weights.bring_up_to_date((*args, *kwargs.values()))
+            for operand in args if self.weights.mixed and func in OPERATORS else ():
+                if id(operand) in self.weights.mixed:
+                    self._prepare(without_output(name_of(func), self.weights.mixed[id(operand)][1]), "unsupported")
+        if self.weights.outdated:
+            self.weights.bring_up_to_date((*args, *kwargs.values()))
         watch = self._watch
         out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)

@@ -275,7 +275,6 @@ class Weights:
         """The weight that ``tensor`` is or shares memory with; None for anything else (data, activations, buffers)."""
         if not isinstance(tensor, Tensor):
             return None
-        tensor = without_derivative(tensor)
         if (owner := self._by_id.get(id(tensor))) is not None:
             if owner[0] in self._homes:  # its memory may be new
                 self._note_storage(*owner)
@@ -287,6 +286,8 @@ class Weights:
                 return self._weight(*owner, tensor)
             self._strangers[id(tensor)] = tensor  # keeps it alive, and so its id its own
         key = storage_of(tensor)
+        if not key and (plain := without_derivative(tensor)) is not tensor:
+            return self.find(plain)
         for name, parameter in self._by_storage.get(key, ()):
             # FSDP2 frees the memory of its whole tensors, which may then be an activation's.
             if storage_of(parameter) == key and _within(tensor, parameter):
