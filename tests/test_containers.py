@@ -50,6 +50,50 @@ def test_what_they_held(kind):
     assert repr(container) == text
 
 
+class Mirrored(dict):
+    """Whose items are attributes too, as EasyDict's."""
+
+    n: int
+
+    def __init__(self, **items):
+        for key, value in items.items():
+            setattr(self, key, value)
+
+    def __setattr__(self, key, value):
+        super().__setattr__(key, value)
+        super().__setitem__(key, value)
+
+    __setitem__ = __setattr__
+
+
+class Sorted(dict):
+    """Which keeps a list of its keys."""
+
+    def __init__(self):
+        self.order = []
+
+    def __setitem__(self, key, value):
+        if key not in self:
+            self.order = sorted([*self.order, key])
+        super().__setitem__(key, value)
+
+    def clear(self):
+        self.order = []
+        super().clear()
+
+
+def test_what_a_class_keeps_beside_its_items():
+    mirrored, by_key = Mirrored(n=0), Sorted()
+    by_key["a"] = 1
+    before = items_of(mirrored), items_of(by_key)
+    mirrored.n += 1
+    by_key["b"] = 2
+    refill(mirrored, before[0])
+    refill(by_key, before[1])
+    assert (mirrored.n, mirrored["n"]) == (0, 0)
+    assert (by_key.order, dict(by_key)) == (["a"], {"a": 1})
+
+
 def test_one_that_may_not_be_changed_stays_as_it_is():
     net = nn.Linear(8, 4)
     net.config = frozen(width=8)

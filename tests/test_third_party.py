@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from goodinit import DataError, init_, lsuv_, measure
+from goodinit.interception import computed
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 
@@ -109,6 +111,114 @@ def test_what_was_computed_from_a_weight_before_its_product_is_as_new_as_the_wei
     report = lsuv_(net, batches if "batches" in options else X, **options)
     assert report["head.weight"].status == "scaled"
     assert std(net(X)) == pytest.approx(report["head.weight"].std_after, rel=2e-3)
+
+
+def selected(net, x):
+    large = net.w[net.w.abs() > 0.1]  # of another size, when the weight is another one
+    return x @ net.w.t() - large.mean()
+
+
+def sparse(net, x):
+    product = (2 * net.w).to_sparse()
+    h = F.linear(x, net.w)
+    return h + torch.sparse.mm(product, x.t()).t()
+
+
+@pytest.mark.parametrize("use", [selected, sparse])
+def test_what_cannot_be_brought_up_to_date_stays_as_it_is(use):
+    assert lsuv_(Used(use), X).ok
+
+
+class Twice(nn.Module):
+    """Two matrices of one parameter, and something that is done with the first before the second is used."""
+
+    def __init__(self, use: Any) -> None:
+        super().__init__()
+        self.w, self.use, self.head = nn.Parameter(torch.randn(2, 8, 8)), use, nn.Linear(8, 4)
+        self.register_buffer("step", torch.ones(()))
+
+    def forward(self, x):
+        return self.head(self.use(self, x))
+
+
+def summed(net, x):
+    total = torch.zeros(())
+    h = x @ net.w[0]
+    total += net.w[0].norm()
+    return (h @ net.w[1]) / total
+
+
+def counted(net, x):
+    h = x @ net.w[0]
+    n = net.w[0].norm() * net.step
+    net.step += 1
+    return (h @ net.w[1]) / n
+
+
+def decayed(net, x):
+    factor, weights = torch.tensor(1.0), []
+    for _ in range(3):
+        weights.append(net.w[0] * factor)
+        factor *= 0.5
+    for weight in weights:
+        x = F.linear(x, weight)
+    return x
+
+
+@pytest.mark.parametrize("use", [summed, counted, decayed])
+def test_numbers_that_change_in_place(use):
+    net = Twice(use)
+    report = lsuv_(net, X)
+    assert report["head.weight"].std_after == pytest.approx(1, rel=1e-4)
+    net.step.fill_(1)
+    assert std(net(X)) == pytest.approx(1, rel=1e-3)
+
+
+def test_arguments_of_operators_are_brought_up_to_date_too():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.u = nn.Parameter(5 * torch.randn(8, 8)), nn.Parameter(torch.randn(8, 8))
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            u = self.u * self.w.norm()
+            return self.head(F.linear(F.linear(x, self.w), u))
+
+    net = Scaled()
+    report = lsuv_(net, X)
+    assert status(report) == {"w": "scaled", "u": "scaled", "head.weight": "scaled"}
+    assert std(net(X)) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_long_chains_are_computed_once(monkeypatch, together):
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.head = nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 4)
+
+        def forward(self, x):
+            values = [self.w.mean(0)]
+            for _ in range(100):
+                values.append(torch.tanh(values[-1]))
+            x = F.linear(x, self.w)
+            for value in [torch.stack(values).mean(0)] if together else values:
+                x = x + value
+            return self.head(x)
+
+    again = []
+    compute = computed.Node._made
+
+    def counted_once(*args):
+        again.append(1)
+        return compute(*args)
+
+    monkeypatch.setattr(computed.Node, "_made", counted_once)
+    net = Chain()
+    lsuv_(net, X)
+    assert 101 <= len(again) < 120
+    assert std(net(X)) == pytest.approx(1, rel=1e-3)
 
 
 @pytest.mark.parametrize("options", [{}, {"pre_init": None}], ids=str)
@@ -264,9 +374,73 @@ def test_forwards_that_differentiate_over_several_batches():
     model = Differentiating(by_input)
     assert lsuv_(model, [X[:32], X[32:]], batches=2)["net.2.weight"].std_after == pytest.approx(1, rel=0.01)
     assert torch.is_grad_enabled()
+    assert status(init_(model, "he", X)) == {"net.0.weight": "drawn", "net.2.weight": "drawn"}
     with pytest.raises(RuntimeError, match="does not require grad") as caught:
-        init_(model, "he", X)
+        lsuv_(model, iter([X]))
     assert "pass forward=torch.enable_grad()(lambda model, batch: model(batch))" in caught.value.__notes__[-1]
+
+
+def test_a_second_start_begins_as_the_first_did():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8, bias=False), nn.Linear(8, 1)
+            self.register_buffer("n", torch.zeros(()))
+            self.state: torch.Tensor | None = None
+            self.seen: list[int] = []
+
+        def forward(self, x):
+            h = x * (1 if self.n == 0 and self.state is None else 10)
+            self.n.add_(1)
+            self.state = h
+            self.seen.append(len(x))
+            y = torch.tanh(self.first(h)).detach().requires_grad_()
+            return torch.autograd.grad(self.last(y * y).sum(), y, create_graph=True)[0]
+
+    model = Counting()
+    before = measure(model, X)
+    assert before["first.weight"].std == pytest.approx(std(model.first(X)), rel=1e-4)
+    assert (model.n, model.state, model.seen) == (0, None, [])
+    assert lsuv_(model, X)["first.weight"].std_after == pytest.approx(std(model.first(X)), rel=1e-4)
+    assert model.n == 0
+
+
+def test_gradients_of_the_batch_are_put_aside():
+    class ByBackward(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.out = nn.Linear(8, 8), nn.Linear(8, 1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x.requires_grad_()
+            self.b(torch.tanh(self.a(x))).sum().backward(create_graph=True)
+            return self.out(x.grad)
+
+    model, x = ByBackward(), X.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of backward(create_graph=True), the model's own
+        lsuv_(model, x)
+        assert (x.grad, x.requires_grad) == (None, False)
+        assert all(p.grad is None for p in model.parameters())
+        lsuv_(model, [X[:32].clone(), X[32:].clone()], batches=2)
+        assert std(model(X.clone())) == pytest.approx(1, rel=0.01)
+
+
+def test_a_batch_that_is_written_into_leaves_the_model_s_graph():
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain, self.net = nn.Parameter(torch.full((8,), 2.0)), net()
+
+        def forward(self, x):
+            x.mul_(self.gain)
+            y = x.detach().requires_grad_()
+            return torch.autograd.grad(self.net(y).sum(), y, create_graph=True)[0] + x
+
+    x = X.clone()
+    lsuv_(Gain(), x)
+    assert torch.equal(x, X)
+    assert (x.requires_grad, x.grad_fn) == (False, None)
 
 
 def test_biases_inside_vmap_are_no_weights():

@@ -185,7 +185,6 @@ def _trial(model: nn.Module, call: Call, tried: Options, scaling: Scaling, paper
         torch.enable_grad(),
         guard.batch_kept(call.tensors()) as about_to_write,
         intercept(model, probe, remember=scaling.remember, about_to_write=about_to_write),
-        guard.gradients_aside(tensor for _, tensor in call.tensors()),
     ):
         result = call(model)
         probe.way.forward = False

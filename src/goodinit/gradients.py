@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +15,9 @@ from torch.autograd.graph import Node
 
 from goodinit import guard
 from goodinit.interception.intercept import unchecked
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass
@@ -40,9 +47,49 @@ def gradients(
         return [leaf.grad for leaf in leaves]
 
 
+_on: ContextVar[bool] = ContextVar("gradients_are_on", default=False)
+
+
+def are_on() -> bool:
+    """Whether forwards are to run with gradients, for they differentiate themselves: see `if_needed`."""
+    return _on.get()
+
+
 def are_needed(error: BaseException) -> bool:
     """Whether a forward that ran without gradients failed since it differentiates itself."""
     return isinstance(error, RuntimeError) and "does not require grad" in str(error)
+
+
+def _processes() -> int:
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return 1 if alone else torch.distributed.get_world_size()
+
+
+def if_needed(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function that runs a model without gradients, once more with them if the forward turns out to need them.
+
+    Between the two everything is as before, as after any failure. Not where something cannot be begun anew: data that can be
+    read but once, weights that got memory or were written on the way, other processes that take part.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            given = signature.bind(*args, **kwargs).arguments
+            together = given.get("distributed", "distributed" in signature.parameters) and _processes() > 1
+            once = isinstance(given.get("data"), Iterator) or given.get("device") or given.get("checkpoint") is not None
+            if are_on() or not are_needed(error) or together or once:
+                raise
+        token = _on.set(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _on.reset(token)
+
+    return call
 
 
 def nodes_behind(nodes: Iterable[Node | None]) -> Iterator[Node]:

@@ -90,19 +90,18 @@ def undone() -> Iterator[Undo]:
 @contextmanager
 def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor], None]]:
     """The tensors of a batch are put back at the end, if the model writes into them (``nn.ReLU(inplace=True)`` comes first), or
-    lets them require gradients.
+    lets them require gradients, and have none inside.
 
     Gives what is to be called with every tensor before it is written into: only then is a copy made. ``named``: as
     `goodinit.batches.Call.tensors` has them.
     """
     by_memory: dict[int, list[Tensor]] = {}
-    idle = []
-    for _, tensor in named:
-        if not tensor.requires_grad:
-            idle.append(tensor)
+    tensors = [tensor for _, tensor in named]
+    idle = [tensor for tensor in tensors if not tensor.requires_grad]
+    for tensor in tensors:
         if memory := storage_of(tensor):
             by_memory.setdefault(memory, []).append(tensor)
-    with undone() as undo:
+    with undone() as undo, gradients_aside(tensors):
 
         def about_to_write(tensor: Tensor) -> None:
             for each in by_memory.get(storage_of(tensor), ()):
@@ -112,8 +111,8 @@ def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor
             yield about_to_write
         finally:
             for tensor in idle:
-                if tensor.requires_grad and tensor.is_leaf:
-                    tensor.requires_grad_(False)
+                if tensor.requires_grad:
+                    tensor.requires_grad_(False) if tensor.is_leaf else tensor.detach_()
 
 
 class Randomness:

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from goodinit.sweeps import Sweeper, Swept
 _MOST_ATTEMPTS = 4
 
 
+@gradients.if_needed
 def lsuv_(
     model: nn.Module,
     data: Any,
@@ -171,6 +172,7 @@ def lsuv_(
         _check_together(model, ranks, batches, device=target, checkpoint=checkpoint, whole=automatic or not options.plain)
     ranks.careful = ranks.careful or not options.plain
     randomness.follow(ranks.compare(model, f"{options}, batches={batches}, tol={tol}, mode={mode!r}", randomness.number()))
+    choice: Choice | None = None
     done: list[tuple[Scaling, Call]] = []
     with guard.all_or_nothing(undo), randomness.preserved(model, target), guard.restored(model, stays=_no_state_of(done)):
         with ranks.together():
@@ -190,18 +192,14 @@ def lsuv_(
         memory = Materializer(model, target, undo, randomness, reset=reset, shards=shards, at_once=at_once)
         with (
             torch.inference_mode(False),
-            torch.no_grad(),
+            torch.set_grad_enabled(gradients.are_on()),
             guard.forward_mode(model, mode),
             sharded.without_broadcasts(model),
-            ExitStack() as modes,
         ):
             make = partial(Scaling, options, undo, randomness, ranks, prints=batches > 1, shards=shards)
             run = partial(_run, model, ranks)
-            starting_again = partial(_starting_again, model, undo, randomness)
-            begin: Callable[[], tuple[Scaling, Choice | None]]
             if automatic:
-                begin = partial(
-                    auto.choose_,
+                scaling, choice = auto.choose_(
                     model,
                     calls.first,
                     options,
@@ -210,10 +208,8 @@ def lsuv_(
                     begin=randomness.begin_forward,
                 )
             else:
-                begin = partial(_first_pass, make, partial(run, calls.first, memory), ranks, starting_again)
-            # Alone and in memory, where what was done can be done anew.
-            anew = starting_again if ranks.size == 1 and target is None and shards is None else None
-            scaling, choice = _begun(begin, modes, anew)
+                starting_again = partial(_starting_again, model, undo, randomness)
+                scaling = _first_pass(make, partial(run, calls.first, memory), ranks, starting_again)
             with ranks.together():
                 scaling.finish()
                 memory.rest()
@@ -318,28 +314,12 @@ def _check_alone(model: nn.Module, ranks: Ranks, batches: int) -> None:
         raise OptionError(f"a checkpoint is for an initialization by one batch; got batches={batches}")
 
 
-def _begun(
-    begin: Callable[[], tuple[Scaling, Choice | None]],
-    modes: ExitStack,
-    starting_again: Callable[[], AbstractContextManager[None]] | None,
-) -> tuple[Scaling, Choice | None]:
-    """The first passes; with gradients on, in all that follows too, if the forward differentiates and would fail without."""
-    try:
-        return begin()
-    except RuntimeError as error:
-        if starting_again is None or not gradients.are_needed(error):
-            raise
-    modes.enter_context(torch.enable_grad())  # costs the memory of the forward's graph
-    with starting_again():
-        return begin()
-
-
 def _first_pass(
     make: Callable[[], Scaling],
     run: Callable[[Scaling], None],
     ranks: Ranks,
     starting_again: Callable[[], AbstractContextManager[None]],
-) -> tuple[Scaling, None]:
+) -> Scaling:
     """The pass that draws and scales; once more from the start if the processes did not come to operators in one order."""
     for attempt in range(_MOST_ATTEMPTS):
         scaling, careful = make(), ranks.careful
@@ -351,7 +331,7 @@ def _first_pass(
                 break  # the weights are the same everywhere, if some are not of all data
         else:
             break
-    return scaling, None
+    return scaling
 
 
 @contextmanager
@@ -368,7 +348,10 @@ def _run(model: nn.Module, ranks: Ranks, call: Call, memory: Materializer | None
     sharded.reshard(model)
     failure: BaseException | None = None
     try:
-        with guard.batch_kept(call.tensors()) as about_to_write:
+        with (
+            guard.batch_kept(call.tensors()) as about_to_write,
+            guard.gradients_aside(model.parameters()),
+        ):
             seen = intercept(
                 model, scaling, scaling.prepare, memory or None, remember=scaling.remember, about_to_write=about_to_write
             )
@@ -425,23 +408,23 @@ def _pooled(record: Record, swept: Swept, key: Key) -> Record:
 def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool, of_samples: bool, unknown: Iterable[str]) -> None:
     """Of patterns that mean nothing, of weights that should be at their target and are not, of data that were not there."""
     for text in unknown:
-        warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=3)
+        warnings.warn(f"lsuv_: {text}", GoodinitWarning, stacklevel=4)
     failed = [record for record in report if not record.ok]
     if failed:
         shown = "; ".join(f"{r.name!r} is {r.status} ({STATUSES[r.status]})" for r in failed[:5])
         more = f"; and {len(failed) - 5} more, see the report" if len(failed) > 5 else ""
-        warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=3)
+        warnings.warn(f"lsuv_: {shown}{more}", GoodinitWarning, stacklevel=4)
     elif of_samples:
         text = f"lsuv_: the batch was one item of the data, {report.batch}, which looks like a single sample"
-        warnings.warn(f"{text}. Pass DataLoader(data, batch_size=64), or torch.stack(data)", GoodinitWarning, stacklevel=3)
+        warnings.warn(f"{text}. Pass DataLoader(data, batch_size=64), or torch.stack(data)", GoodinitWarning, stacklevel=4)
     elif one_sample:
         text = (
             f"lsuv_: the batch is one sample, or the same one several times ({report.batch}); stds are those of its outputs alone"
         )
-        warnings.warn(f"{text}. Give it different samples, some dozens at best", GoodinitWarning, stacklevel=3)
+        warnings.warn(f"{text}. Give it different samples, some dozens at best", GoodinitWarning, stacklevel=4)
     if swept.sweeps and swept.fewest < batches:
         had = f"{swept.fewest}" if swept.fewest == swept.batches else f"{swept.fewest} to {swept.batches} in the processes"
-        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {had}", GoodinitWarning, stacklevel=3)
+        warnings.warn(f"lsuv_: batches={batches} was asked for, the data had {had}", GoodinitWarning, stacklevel=4)
     if not swept.converged:
         stds = {r.name: (r.std_after, r.target) for r in report if r.spread is not None and r.std_after is not None}
         worst = max(stds, key=lambda name: abs(stds[name][0] / stds[name][1] - 1))
@@ -450,5 +433,5 @@ def _warn(report: Report, batches: int, swept: Swept, *, one_sample: bool, of_sa
             f"lsuv_: after {swept.sweeps} sweeps {worst!r} has the std {std:.4g} over all batches, its target is {target:.4g}; a "
             "larger tol, or larger batches, would do",
             GoodinitWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

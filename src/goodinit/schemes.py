@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from goodinit import guard
+from goodinit import gradients, guard
 from goodinit.batches import Forward, first_call
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.interception.computed import Sources
@@ -52,6 +52,7 @@ SCHEMES: tuple[str, ...] = get_args(Scheme)
 _ELSEWHERE = {"kaiming": "he", "xavier": "glorot", "orthogonal": "orthonormal"}
 
 
+@gradients.if_needed
 def init_(
     model: nn.Module,
     scheme: Scheme,
@@ -135,7 +136,7 @@ def init_(
     randomness.follow(ranks.gathered(randomness.number())[0])  # whatever their seeds are
     with guard.all_or_nothing(undo), randomness.preserved(model), guard.restored(model):
         drawing = (_Default if scheme == "default" else _Drawing)(options, undo, randomness, alone)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients.are_on()):
             passes = drawing.run(model, data, forward)
         return Report(drawing.ledger.records(), passes, time.perf_counter() - start, drawing.sampling_seconds)
 

@@ -140,6 +140,7 @@ class Sweeper:
             with (
                 self.ranks.explained(),
                 guard.batch_kept(call.tensors()) as about_to_write,
+                guard.gradients_aside(self.model.parameters()),
                 intercept(self.model, measuring, remember=remember, about_to_write=about_to_write),
             ):
                 call(self.model)

@@ -7,6 +7,7 @@ W and B in W + B A), or that there are none.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +39,13 @@ class Node:
     kwargs: dict[str, Any]
     place: int | None
     """Index in the returned tuple; None if the call returned the tensor itself."""
+    versions: tuple[tuple[Tensor, int], ...] = ()
+    """Buffers among the arguments, and the versions that they had."""
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the call would give the same again: nothing was written into what it was given."""
+        return all(tensor._version == version for tensor, version in self.versions)
 
     def roots(self) -> dict[Key, Weight]:
         """The parameters, or parts of them, that it is made from."""
@@ -168,9 +176,7 @@ class Computed(Weight):
             return "unsupported"
         if self.factors:
             return None
-        if any(is_zero(root.tensor) for root in self.sources if root not in self._drawn):
-            return "unsupported"  # a factor on zeros shows nothing
-        unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self.sources)
+        unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self._drawn or self.sources)
         return "scale-invariant" if unmoved else "unsupported"
 
     def _times(self, roots: Sequence[Weight], factor: float, *, equals: float) -> bool:
@@ -187,8 +193,9 @@ class Computed(Weight):
 
     @cached_property
     def _stand_ins(self) -> dict[Key, Tensor]:
-        """For roots that are zero now, of which a factor would show nothing, but not when they have been drawn."""
-        return {root.key: torch.ones_like(root.tensor.detach()).cumsum(-1) for root in self._drawn if is_zero(root.tensor)}
+        """For roots that are zero now, of which a factor would show nothing, but not when they have been drawn, or trained."""
+        judged = self._drawn or self.sources
+        return {root.key: torch.ones_like(root.tensor.detach()).cumsum(-1) for root in judged if is_zero(root.tensor)}
 
     def scale_(self, factor: Tensor) -> None:
         """Multiply the roots that multiply it, and it."""
@@ -264,10 +271,12 @@ class Sources(Weights):
         """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such."""
         self._made_from: dict[int, list[int]] = {}
         """Ids of the tensors with nodes, by the ids of the parameters that they were computed from."""
+        self._id_of: dict[Node, int] = {}
+        """Of the tensors that nodes made."""
         self.outdated: set[int] = set()
         """Of these the ones whose parameters have had other values since: see `bring_up_to_date`."""
-        self.mixed: dict[int, tuple[Tensor, Weight]] = {}
-        """What was made of a weight and data, as large as the weight: a weight itself maybe, masked by what the forward made."""
+        self.mixed: dict[int, tuple[weakref.ref[Tensor], Weight]] = {}
+        """What was made of a weight and data, of the weight's shape: a weight itself maybe, masked by what the forward made."""
         self.set_aside: dict[Key, tuple[str, Weight]] = {}
         """Weights that operators multiplied by nothing but parameters and buffers; mostly the product meets data later."""
         super().__init__(model)
@@ -287,7 +296,8 @@ class Sources(Weights):
             return None
         if (made := self._nodes.get(id(tensor))) is not None:
             node = made[1]
-            roots = sorted(node.roots().values(), key=lambda root: -root.tensor.numel())
+            # As they are now: data may have met them since.
+            roots = sorted(map(self.as_now, node.roots().values()), key=lambda root: -root.tensor.numel())
             if not roots:
                 return None
             name, parameter = roots[0].name, roots[0].parameter
@@ -314,14 +324,38 @@ class Sources(Weights):
     def bring_up_to_date(self, given: Iterable[object]) -> None:
         """Compute again what was computed from parameters that have changed since: a weight's norm, taken before its product."""
         for x in _leaves(given):
-            if id(x) not in self.outdated:
-                continue
-            self.outdated.discard(id(x))
-            tensor, node = self._nodes.get(id(x), (None, None))
-            if tensor is not None and node is not None and not node.is_unknown():
-                with torch.no_grad(), versions_kept():
-                    value = node.evaluate(lambda w: w.tensor)
+            if id(x) in self.outdated:
+                self._bring_up_to_date(self._nodes[id(x)][1])
+
+    def _bring_up_to_date(self, node: Node) -> None:
+        """What it was made from too, so that each of a chain is computed once."""
+        values = _Values(self._tensor_of)
+        with torch.no_grad(), versions_kept():
+            for each in node._in_order(lambda n: n not in values and self._is_outdated(n)):
+                tensor = self._tensor_of(each)
+                if tensor is None:
+                    values[each] = each._made(values, _tensor)
+                    continue
+                self.outdated.discard(id(tensor))
+                if not each.repeats or each.is_unknown():
+                    continue
+                value = each._made(values, _tensor)
+                if value.shape == tensor.shape and value.layout is tensor.layout is torch.strided:  # as large as before
                     _without_repeats(to_be_written(tensor), tensor).copy_(_without_repeats(value, tensor))
+
+    def _tensor_of(self, node: Node) -> Tensor | None:
+        """The tensor that a node made, unless it was changed in place since."""
+        tensor, now = self._nodes.get(self._id_of.get(node, 0), (None, None))
+        return tensor if now is node else None
+
+    def _is_outdated(self, node: Node) -> bool:
+        tensor = self._tensor_of(node)
+        return tensor is None or id(tensor) in self.outdated
+
+    def mixture(self, tensor: object) -> Weight | None:
+        """The weight that a tensor was made of, together with data, if it has the weight's shape."""
+        known = self.mixed.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
 
     def touched(self) -> set[int]:
         """Ids of the parameters that something was computed from, or that data met otherwise."""
@@ -337,12 +371,15 @@ class Sources(Weights):
         written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
         if not made and not written:
             return
-        if self._are_numbers(function, args, kwargs):
+        if self._are_numbers(function, args, kwargs) and not written_by(function, args, kwargs):
             self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
             return
+        changed = [x for x in written_by(function, args, kwargs) if self._constants.pop(id(x), None) is not None]
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
         gathers = function in _GATHERING and bool(args) and args[0].dim() > 2
         sources, met = self._sources(function, args, kwargs, indices=gathers)
+        if changed:  # of a number what it was is no longer known
+            sources = None
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
         for tensor in written:
@@ -353,8 +390,12 @@ class Sources(Weights):
                 self._constants.pop(id(tensor), None)
                 self._note_mixed(met, args, tensor)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
-                node = Node(function, *sources, place)
+                buffers = (
+                    x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor) and id(x) not in self._nodes
+                )
+                node = Node(function, *sources, place, tuple((x, x._version) for x in buffers if storage_of(x) in self._buffers))
                 self._nodes[id(tensor)] = (tensor, node)
+                self._id_of[node] = id(tensor)
                 self.outdated.discard(id(tensor))
                 for root in node.roots().values():
                     self._made_from.setdefault(id(root.held), []).append(id(tensor))
@@ -369,12 +410,14 @@ class Sources(Weights):
         return bool(given) and all(id(x) in self._constants for x in given)
 
     def _note_mixed(self, met: Sequence[Weight], args: Sequence[Any], made: Tensor) -> None:
-        """That a tensor was made of a weight and data, or of what was made of such, if it is as large as the weight."""
-        weights = [*met, *(self.mixed[id(x)][1] for x in args if id(x) in self.mixed)]
-        for weight in weights:
-            if made.is_floating_point() and made.dim() > 1 and weight.tensor.numel() == made.numel():
-                self.mixed[id(made)] = made, weight
+        """That a tensor was made of a weight and data, if it has the weight's shape."""
+        for weight in met:
+            # Not what one sample of a batch is added to, or multiplied by: positions, gains.
+            if made.dim() > 1 and made.shape == weight.tensor.shape and made.shape[0] > 1:
+                self.mixed[id(made)] = weakref.ref(made), weight
                 return
+        if self.mixed and args and (weight_ := self.mixture(args[0])) is not None and storage_of(made) == storage_of(args[0]):
+            self.mixed[id(made)] = weakref.ref(made), weight_  # a view of it
 
     def _note_written(
         self, written: Tensor, function: Callable[..., Any], sources: tuple[Sequence[Any], dict[str, Any]] | None, made: set[int]
@@ -411,7 +454,7 @@ class Sources(Weights):
             if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
                 return x
             if id(x) in self._constants:
-                return x
+                return x.clone()  # it may be changed in place
             if is_lazy(x):  # has no numbers yet
                 data = True
                 return x
@@ -433,6 +476,23 @@ class Sources(Weights):
             for root in met:
                 self.read(root)
         return mapped if (found or buffers) and not data else None, met
+
+
+class _Values(dict[Node, Tensor]):
+    """Values of nodes, those of their tensors where no others are there."""
+
+    def __init__(self, tensor_of: Callable[[Node], Tensor | None]) -> None:
+        super().__init__()
+        self._tensor_of = tensor_of
+
+    def __missing__(self, node: Node) -> Tensor:
+        tensor = self._tensor_of(node)
+        assert tensor is not None, "what comes before has a value"
+        return tensor
+
+
+def _tensor(weight: Weight) -> Tensor:
+    return weight.tensor
 
 
 def _written(function: Callable[..., Any], tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:

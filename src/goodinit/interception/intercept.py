@@ -140,6 +140,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             return product if kwargs.get("out") is None else written(kwargs["out"], product)
         if func in OPERATORS:
             self.weights.look_again((*args, *kwargs.values()))
+        if self.weights.outdated:
+            self.weights.bring_up_to_date((*args, *kwargs.values()))
         operation = find_operation(func, args, kwargs, self.weights)
         if operation is not None:
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
@@ -152,11 +154,9 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
                     self._prepare(without_output(name_of(func), weight), "unsupported")
                 else:
                     self.weights.set_aside.setdefault(weight.key, (name_of(func), weight))
-            for operand in args if self.weights.mixed and func in OPERATORS else ():
-                if id(operand) in self.weights.mixed:
-                    self._prepare(without_output(name_of(func), self.weights.mixed[id(operand)][1]), "unsupported")
-        if self.weights.outdated:
-            self.weights.bring_up_to_date((*args, *kwargs.values()))
+            for operand in factors_of(func, args, kwargs) if self.weights.mixed and func in OPERATORS else ():
+                if (masked := self.weights.mixture(operand)) is not None:
+                    self.weights.set_aside.setdefault(masked.key, (name_of(func), masked))
         watch = self._watch
         out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
         self.weights.note(func, args, kwargs, out)

@@ -331,6 +331,11 @@ class Weights:
         """Note that something else than a linear operator reads this weight."""
         self._read.update(self._ids(weight))
 
+    def as_now(self, weight: Weight) -> Weight:
+        """A weight that was found before, with what has read it since."""
+        read = id(weight.held) in self._read
+        return weight if weight.was_read == read else replace(weight, was_read=read)
+
     def _ids(self, weight: Weight) -> set[int]:
         """Of its parameter, and of those that it shares memory with."""
         return {id(weight.held)} | (set() if weight.home is not None else set(map(id, self._others(weight.parameter))))

@@ -80,8 +80,10 @@ class Observer:
         fresh = []
         for part in operation.parts(sharded.added_up(refuse_nested(operation, output.detach()))):
             known = self.traces.get(part.weight.name)
-            if part.z.numel() and (known is None or is_constant(known)):  # an expert that no token reached has no output
+            # An expert that no token reached has no output.
+            if part.z.numel() and (known is None or (known.seen < _USES and is_constant(known))):
                 fresh.append(traced(operation, part, self._shelf))
+                fresh[-1].seen = 1 if known is None else known.seen + 1
                 self.traces[part.weight.name] = fresh[-1]
         return fresh
 

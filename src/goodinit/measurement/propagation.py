@@ -24,6 +24,7 @@ from goodinit.processes import sharded
 __all__ = ["Finding", "Layer", "Signal", "measure"]
 
 
+@gradients.if_needed
 def measure(
     model: nn.Module,
     data: Any,
@@ -84,16 +85,9 @@ def measure(
     ):
         call = first_call(model, data, forward, targets=0 if objective is None else objective.targets)
         inputs = _inputs(call)
-        with torch.inference_mode(False), guard.forward_mode(model, mode):
-            try:
-                with torch.set_grad_enabled(objective is not None):
-                    value, weights = _run(model, call, objective, observer, undo)
-            except RuntimeError as error:
-                if objective is not None or not gradients.are_needed(error):
-                    raise
-                observer = Observer(gradients=False)
-                with torch.enable_grad():  # the forward differentiates
-                    value, weights = _run(model, call, objective, observer, undo)
+        graph = objective is not None or gradients.are_on()
+        with torch.inference_mode(False), torch.set_grad_enabled(graph), guard.forward_mode(model, mode):
+            value, weights = _run(model, call, objective, observer, undo)
         layers, unmeasured = observer.layers(), observer.unmeasured(model, weights)
         entropy = observer.cross_entropy()
     seconds = time.perf_counter() - start
@@ -126,9 +120,7 @@ def _run(
     """The pass; gives the loss, and the weights that were seen."""
     sharded.reshard(model)
     try:
-        inputs = guard.gradients_aside(tensor for _, tensor in call.tensors())
         with (
-            inputs,
             guard.without_reduction(model),
             guard.batch_kept(call.tensors()) as about_to_write,
             intercept(

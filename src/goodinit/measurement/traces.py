@@ -44,6 +44,8 @@ class Trace:
     """Roots of sums of squares of the gradient's parts; None where none was waited for."""
     grads_of: float = math.inf
     """Of which use of the weight they are."""
+    seen: int = 1
+    """How many uses were measured, those whose outputs were the same for all samples with it."""
     uses: int = 0
     """At how many uses a gradient is waited for."""
     weight_grads: list[Number] | None = None
