@@ -94,6 +94,36 @@ def test_what_a_class_keeps_beside_its_items():
     assert (by_key.order, dict(by_key)) == (["a"], {"a": 1})
 
 
+class Recent(dict):
+    """Which forgets its oldest item, and writes into a list of another owner."""
+
+    def __init__(self, order):
+        self.order = order
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self.order.append(key)
+        while len(self) > 2:
+            super().__delitem__(self.order.pop(0))
+
+
+def test_one_that_writes_into_another_one():
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(8, 4)
+            self.order: list[int] = []
+            self.recent = Recent(self.order)
+            self.recent[1] = self.recent[2] = 0
+
+        def forward(self, x):
+            self.recent[9] = 0
+            return super().forward(x)
+
+    net = Net()
+    measure(net, torch.randn(64, 8))
+    assert (dict(net.recent), net.order) == ({1: 0, 2: 0}, [1, 2])
+
+
 def test_one_that_may_not_be_changed_stays_as_it_is():
     net = nn.Linear(8, 4)
     net.config = frozen(width=8)

@@ -11,6 +11,7 @@ import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, jvp, vmap
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from goodinit import DataError, init_, lsuv_, measure
 from goodinit.interception import computed
@@ -111,6 +112,40 @@ def test_what_was_computed_from_a_weight_before_its_product_is_as_new_as_the_wei
     report = lsuv_(net, batches if "batches" in options else X, **options)
     assert report["head.weight"].status == "scaled"
     assert std(net(X)) == pytest.approx(report["head.weight"].std_after, rel=2e-3)
+
+
+def guarded(net, x):
+    norms = net.w.norm(dim=1)
+    norms[norms < 0.1] = 1.0
+    return F.linear(x, net.w) / norms
+
+
+def renormed(net, x):
+    norms = net.w.norm(dim=1)
+    views = norms.unsqueeze(0)
+    h = F.linear(x, net.w)
+    norms.mul_(h.std())  # data: known no more, and what shares its memory neither
+    return F.linear(h / views, net.layer.weight)
+
+
+@pytest.mark.parametrize("use", [guarded, renormed])
+def test_what_is_written_into_before_and_after_a_product(use):
+    net = Used(use)
+    net.w.data *= 4
+    report = lsuv_(net, X)
+    assert report["head.weight"].std_after == pytest.approx(1, rel=1e-4)
+    assert use is renormed or std(net(X)) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_penalty_that_is_added_up_reads_no_weight():
+    def use(net, x):
+        penalty = torch.zeros(())
+        for p in (net.w, net.layer.weight):
+            penalty += p.pow(2).sum()
+        net.penalty = penalty
+        return F.linear(torch.tanh(F.linear(x, net.w)), net.layer.weight)
+
+    assert set(status(lsuv_(Used(use), X)).values()) == {"scaled"}
 
 
 def selected(net, x):
@@ -403,6 +438,62 @@ def test_a_second_start_begins_as_the_first_did():
     assert (model.n, model.state, model.seen) == (0, None, [])
     assert lsuv_(model, X)["first.weight"].std_after == pytest.approx(std(model.first(X)), rel=1e-4)
     assert model.n == 0
+
+
+def by_retained_gradient(model, x):
+    h = model.net[0](x)
+    h.retain_grad()
+    model.net[2](h.tanh()).sum().backward()
+    return h.grad
+
+
+def by_hook(model, x):
+    found: list[torch.Tensor] = []
+    h = model.net[0](x)
+    h.register_hook(found.append)
+    model.net[2](h.tanh()).sum().backward()
+    return found[0]
+
+
+@pytest.mark.parametrize("use", [by_retained_gradient, by_hook])
+def test_other_ways_to_a_gradient(use):
+    model = Differentiating(use)
+    assert status(lsuv_(model, X)) == {"net.0.weight": "scaled", "net.2.weight": "scaled"}
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_data_that_go_on_where_they_stood_are_not_read_twice():
+    class Stream:
+        def __init__(self):
+            self.batches = iter([X, 2 * X])
+
+        def __iter__(self):
+            return self.batches
+
+    class Rows(IterableDataset):
+        def __iter__(self):
+            return iter(X)
+
+    for data in (Stream(), DataLoader(Rows(), batch_size=8)):
+        with pytest.raises(RuntimeError, match="does not require grad"):
+            lsuv_(Differentiating(by_input), data)
+    assert lsuv_(Differentiating(by_input), DataLoader(TensorDataset(X), batch_size=32)).ok
+
+
+def test_a_batch_that_is_a_view_and_is_written_into():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.places, self.layer = nn.Parameter(torch.ones(8)), nn.Linear(8, 8)
+
+        def forward(self, x):
+            x += self.places
+            return self.layer(x)
+
+    data = X.clone()
+    measure(Positions(), data[:32], lambda y: y.square().mean())
+    lsuv_(Positions(), data[:32], forward=torch.enable_grad()(lambda model, x: model(x)))
+    assert torch.equal(data, X)
 
 
 def test_gradients_of_the_batch_are_put_aside():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import Node
+from torch.utils.data import DataLoader, IterableDataset
 
 from goodinit import guard
 from goodinit.interception.intercept import unchecked
@@ -47,6 +48,8 @@ def gradients(
         return [leaf.grad for leaf in leaves]
 
 
+# Of autograd.grad and backward; of retain_grad; of register_hook.
+_REFUSALS = "does not require grad", "can't retain_grad on Tensor that has requires_grad=False", "doesn't require gradient"
 _on: ContextVar[bool] = ContextVar("gradients_are_on", default=False)
 
 
@@ -57,12 +60,24 @@ def are_on() -> bool:
 
 def are_needed(error: BaseException) -> bool:
     """Whether a forward that ran without gradients failed since it differentiates itself."""
-    return isinstance(error, RuntimeError) and "does not require grad" in str(error)
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _REFUSALS)
 
 
 def _processes() -> int:
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     return 1 if alone else torch.distributed.get_world_size()
+
+
+def _can_be_read_again(given: Mapping[str, Any]) -> bool:
+    """Whether the arguments' data are the same when they are read once more."""
+    data = given.get("data")
+    if isinstance(data, DataLoader):
+        return not isinstance(data.dataset, IterableDataset)
+    whole = given.get("forward") is not None and given.get("batches", 1) == 1  # is handed on as it is
+    return not isinstance(data, Iterator) and (whole or not isinstance(data, Iterable) or isinstance(data, _WHOLE))
+
+
+_WHOLE = (Tensor, Mapping, Sequence)
 
 
 def if_needed(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -80,7 +95,7 @@ def if_needed(function: Callable[_P, _R]) -> Callable[_P, _R]:
         except RuntimeError as error:
             given = signature.bind(*args, **kwargs).arguments
             together = given.get("distributed", "distributed" in signature.parameters) and _processes() > 1
-            once = isinstance(given.get("data"), Iterator) or given.get("device") or given.get("checkpoint") is not None
+            once = given.get("device") is not None or given.get("checkpoint") is not None or not _can_be_read_again(given)
             if are_on() or not are_needed(error) or together or once:
                 raise
         token = _on.set(True)

@@ -111,8 +111,10 @@ def batch_kept(named: Iterable[tuple[str, Tensor]]) -> Iterator[Callable[[Tensor
             yield about_to_write
         finally:
             for tensor in idle:
-                if tensor.requires_grad:
-                    tensor.requires_grad_(False) if tensor.is_leaf else tensor.detach_()
+                if tensor.requires_grad and tensor.is_leaf:
+                    tensor.requires_grad_(False)
+                elif tensor.requires_grad and not tensor._is_view():  # a view is in the graph of what it is a view of
+                    tensor.detach_()
 
 
 class Randomness:
@@ -287,6 +289,7 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
         for name, held in vars(module).items()
         if isinstance(held, CONTAINERS) and name not in OF_MODULES
     ]
+    containers.sort(key=lambda each: type(each[1]) in CONTAINERS)  # others, when they are filled, may write into these
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
     parts = [(module, held, items_of(held) if held else []) for module, held in own if held is not None]  # mostly empty
     formed = {each.module for each in without_form}  # inside, perhaps

@@ -267,8 +267,10 @@ class Sources(Weights):
 
     def __init__(self, model: nn.Module) -> None:
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
-        self._constants: dict[int, Tensor] = {}
-        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such."""
+        self._constants: dict[int, tuple[Tensor, Tensor]] = {}
+        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such; with copies, since it
+        may add to them.
+        """
         self._made_from: dict[int, list[int]] = {}
         """Ids of the tensors with nodes, by the ids of the parameters that they were computed from."""
         self._id_of: dict[Node, int] = {}
@@ -319,12 +321,12 @@ class Sources(Weights):
         """Note that parameters have other values now: what was computed from them has, too."""
         for weight in weights:
             for root in weight.roots():
-                self.outdated.update(self._made_from.get(id(root.held), ()))
+                self.outdated.update(key for key in self._made_from.get(id(root.held), ()) if key in self._nodes)
 
     def bring_up_to_date(self, given: Iterable[object]) -> None:
         """Compute again what was computed from parameters that have changed since: a weight's norm, taken before its product."""
         for x in _leaves(given):
-            if id(x) in self.outdated:
+            if id(x) in self.outdated and self._nodes[id(x)][0] is x:
                 self._bring_up_to_date(self._nodes[id(x)][1])
 
     def _bring_up_to_date(self, node: Node) -> None:
@@ -369,36 +371,46 @@ class Sources(Weights):
             outputs = list(enumerate(out))
         made = [(place, tensor) for place, tensor in outputs if isinstance(tensor, Tensor)]
         written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
-        if not made and not written:
+        numbers = [x for x in written_by(function, args, kwargs) if id(x) in self._constants] if self._constants else []
+        if not made and not written and not numbers:
             return
-        if self._are_numbers(function, args, kwargs) and not written_by(function, args, kwargs):
-            self._constants.update((id(tensor), tensor) for _, tensor in made if tensor.numel() == 1)
+        if self._are_numbers(function, args, kwargs):
+            for tensor in (*numbers, *(tensor for _, tensor in made)):
+                if tensor.numel() == 1:
+                    self._constants[id(tensor)] = tensor, tensor.detach().clone()
             return
-        changed = [x for x in written_by(function, args, kwargs) if self._constants.pop(id(x), None) is not None]
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
         gathers = function in _GATHERING and bool(args) and args[0].dim() > 2
         sources, met = self._sources(function, args, kwargs, indices=gathers)
-        if changed:  # of a number what it was is no longer known
-            sources = None
+        for tensor in numbers:  # which they are no more; what they were is among the sources
+            del self._constants[id(tensor)]
         if sources is not None and function in _SHAPE_ONLY:
             sources = args, kwargs
         for tensor in written:
             self._note_written(tensor, function, sources, {id(each) for _, each in made})
         for place, tensor in made:
             if sources is None:
-                self._nodes.pop(id(tensor), None)  # changed in place by data
-                self._constants.pop(id(tensor), None)
+                self._forget(id(tensor))  # changed in place by data
                 self._note_mixed(met, args, tensor)
             elif super().find(tensor) is None and storage_of(tensor) not in self._buffers:
-                buffers = (
-                    x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor) and id(x) not in self._nodes
-                )
-                node = Node(function, *sources, place, tuple((x, x._version) for x in buffers if storage_of(x) in self._buffers))
-                self._nodes[id(tensor)] = (tensor, node)
-                self._id_of[node] = id(tensor)
-                self.outdated.discard(id(tensor))
-                for root in node.roots().values():
-                    self._made_from.setdefault(id(root.held), []).append(id(tensor))
+                self._enter(tensor, function, *sources, place)
+
+    def _enter(
+        self, tensor: Tensor, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], place: int | None = None
+    ) -> None:
+        """Remember how a tensor was made."""
+        buffers = (x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor))
+        node = Node(function, args, kwargs, place, tuple((x, x._version) for x in buffers if storage_of(x) in self._buffers))
+        self._nodes[id(tensor)] = tensor, node
+        self._id_of[node] = id(tensor)
+        self.outdated.discard(id(tensor))
+        for root in node.roots().values():
+            self._made_from.setdefault(id(root.held), []).append(id(tensor))
+
+    def _forget(self, key: int) -> None:
+        self._nodes.pop(key, None)
+        self._constants.pop(key, None)
+        self.outdated.discard(key)
 
     def _are_numbers(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
         """Whether a call writes numbers as tensors, or computes with nothing but such."""
@@ -432,11 +444,11 @@ class Sources(Weights):
             if storage_of(tensor) != storage:
                 continue
             if sources is None:
-                del self._nodes[key]
+                self._forget(key)
             elif tensor is not written:
-                self._nodes[key] = tensor, Node(_no_longer, (node,), {}, None)
+                self._enter(tensor, _no_longer, (node,), {})
             elif key not in made and sources[0] and sources[0][0] is node:
-                self._nodes[key] = tensor, Node(_written, (function, *sources[0]), sources[1], None)
+                self._enter(tensor, _written, (function, *sources[0]), sources[1])
 
     def _sources(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], *, indices: bool
@@ -454,7 +466,7 @@ class Sources(Weights):
             if not isinstance(x, Tensor) or (indices and not (x.is_floating_point() or x.is_complex())):
                 return x
             if id(x) in self._constants:
-                return x.clone()  # it may be changed in place
+                return self._constants[id(x)][1]
             if is_lazy(x):  # has no numbers yet
                 data = True
                 return x
