@@ -19,6 +19,11 @@ from goodinit.interception import computed
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 class Used(nn.Module):
     """A weight, used by a function, a layer before its output and one behind."""
 
@@ -111,7 +116,8 @@ def test_what_was_computed_from_a_weight_before_its_product_is_as_new_as_the_wei
     batches = [X[:32], X[32:]]
     report = lsuv_(net, batches if "batches" in options else X, **options)
     assert report["head.weight"].status == "scaled"
-    assert std(net(X)) == pytest.approx(report["head.weight"].std_after, rel=2e-3)
+    # Over several batches to a tolerance, where the network is not homogeneous in its weights.
+    assert std(net(X)) == pytest.approx(report["head.weight"].std_after, rel=0.01 if "batches" in options else 1e-4)
 
 
 def guarded(net, x):
