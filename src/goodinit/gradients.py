@@ -1,4 +1,6 @@
-"""Gradients by some leaves, which are left as they were, also where a checkpoint refuses autograd.grad."""
+"""Gradients by some leaves, which are left as they were, also where a checkpoint refuses autograd.grad; and those that a model's
+forward takes itself, in which passes run with gradients on, and which are not those of the way back.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from goodinit import guard
 from goodinit.interception.intercept import unchecked
+from goodinit.processes.group import is_initialized
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,6 +51,8 @@ def gradients(
         return [leaf.grad for leaf in leaves]
 
 
+# Kinds of data that are a batch, or hold batches that stay.
+_WHOLE = (Tensor, Mapping, Sequence)
 # Of autograd.grad and backward; of retain_grad; of register_hook.
 _REFUSALS = "does not require grad", "can't retain_grad on Tensor that has requires_grad=False", "doesn't require gradient"
 _on: ContextVar[bool] = ContextVar("gradients_are_on", default=False)
@@ -63,11 +68,6 @@ def are_needed(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in _REFUSALS)
 
 
-def _processes() -> int:
-    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
-    return 1 if alone else torch.distributed.get_world_size()
-
-
 def _can_be_read_again(given: Mapping[str, Any]) -> bool:
     """Whether the arguments' data are the same when they are read once more."""
     data = given.get("data")
@@ -75,9 +75,6 @@ def _can_be_read_again(given: Mapping[str, Any]) -> bool:
         return not isinstance(data.dataset, IterableDataset)
     whole = given.get("forward") is not None and given.get("batches", 1) == 1  # is handed on as it is
     return not isinstance(data, Iterator) and (whole or not isinstance(data, Iterable) or isinstance(data, _WHOLE))
-
-
-_WHOLE = (Tensor, Mapping, Sequence)
 
 
 def if_needed(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -94,7 +91,8 @@ def if_needed(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
         except RuntimeError as error:
             given = signature.bind(*args, **kwargs).arguments
-            together = given.get("distributed", "distributed" in signature.parameters) and _processes() > 1
+            asked = given.get("distributed", "distributed" in signature.parameters)
+            together = asked and is_initialized() and torch.distributed.get_world_size() > 1
             once = given.get("device") is not None or given.get("checkpoint") is not None or not _can_be_read_again(given)
             if are_on() or not are_needed(error) or together or once:
                 raise

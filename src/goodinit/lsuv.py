@@ -232,17 +232,9 @@ def lsuv_(
                 records = tuple(_pooled(r, swept, key) for r, key in zip(records, scaling.ledger.keys(), strict=True))
         passes = 1 + swept.passes if choice is None else choice.passes
         memory.finish()
-        report = Report(
-            records,
-            passes,
-            time.perf_counter() - start,
-            scaling.sampling_seconds,
-            str(calls.first),
-            swept.batches,
-            swept.sweeps,
-            choice,
-            options.pre_init is not None,
-        )
+        seconds = time.perf_counter() - start, scaling.sampling_seconds
+        pooled = swept.batches, swept.sweeps
+        report = Report(records, passes, *seconds, str(calls.first), *pooled, choice, options.pre_init is not None)
         _warn(
             report,
             batches,

@@ -13,6 +13,7 @@ from torch import nn
 
 from goodinit.errors import ModelError, OptionError, did_you_mean
 from goodinit.lsuv import lsuv_
+from goodinit.processes.group import is_initialized
 from goodinit.report import Report
 
 
@@ -59,7 +60,7 @@ def apart() -> Iterator[None]:
     """Random numbers inside follow from the first process's, the same in all; outside they go on as if none had been drawn."""
     kept = torch.get_rng_state()
     seeds = [int(torch.randint(2**62, (), device="cpu"))]
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_initialized():
         torch.distributed.broadcast_object_list(seeds, src=0)
     try:
         torch.default_generator.manual_seed(seeds[0] ^ 1)  # not the number that may seed the training's shuffling next

@@ -370,8 +370,8 @@ class Sources(Weights):
         if isinstance(out, (tuple, list)):
             outputs = list(enumerate(out))
         made = [(place, tensor) for place, tensor in outputs if isinstance(tensor, Tensor)]
-        written = [x for x in written_by(function, args, kwargs) if self.constant(x)]
-        numbers = [x for x in written_by(function, args, kwargs) if id(x) in self._constants] if self._constants else []
+        into = written_by(function, args, kwargs)
+        written, numbers = [x for x in into if self.constant(x)], [x for x in into if id(x) in self._constants]
         if not made and not written and not numbers:
             return
         if self._are_numbers(function, args, kwargs):

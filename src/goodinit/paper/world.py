@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from goodinit.errors import DataError, OptionError
 from goodinit.paper.pixels import Share
+from goodinit.processes.group import is_initialized
 
 
 class World:
     """All processes, as one of them sees them. Of one process nothing is sent."""
 
     def __init__(self) -> None:
-        together = dist.is_available() and dist.is_initialized()
+        together = is_initialized()
         self.rank = dist.get_rank() if together else 0
         self.size = dist.get_world_size() if together else 1
 

@@ -14,13 +14,18 @@ from goodinit.processes.messages import FAILED, N, waiting
 from goodinit.processes.peers import Peers, is_lost_connection
 
 
+def is_initialized() -> bool:
+    """Whether there are processes of torch.distributed that have joined, this one among them."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 class Group:
     """All processes. Of one process nothing is sent."""
 
     def __init__(self, device: torch.device, *, distributed: bool = True) -> None:
         """Those of the default process group, if there is one and ``distributed`` says so. ``device``: of what is sent."""
         self.size, self.rank = 1, 0
-        if distributed and torch.distributed.is_available() and torch.distributed.is_initialized():
+        if distributed and is_initialized():
             self.size, self.rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
         self.device = device
         self.peers = Peers(self.rank, self.size) if self.size > 1 else None
