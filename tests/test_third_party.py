@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from goodinit import DataError, init_, lsuv_, measure
 from goodinit.interception import computed
+from goodinit.interception.weights import region_label
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 
@@ -291,6 +292,25 @@ def test_parts_of_a_flat_parameter_have_their_indices():
 
     report = lsuv_(Flat(), X, target_std={"w[0:128]": 0.1})
     assert {record.name: round(record.std_after, 3) for record in report} == {"w[0:128]": 0.1, "w[128:192]": 1.0}
+
+
+def test_a_part_that_is_no_block_of_a_parameter_has_its_offset():
+    w = torch.randn(4, 8)
+    assert region_label(w, w.view(-1)[8:20].view(3, 4)) == "[offset 8, shape (3, 4)]"
+    assert region_label(w, w.view(-1)[8:24].view(4, 4)) == "[1:3]"
+
+
+def test_a_weight_that_data_met_after_another_one_was_computed_from_it():
+    def use(net, x):
+        doubled = 2 * net.w
+        return F.linear(x, doubled) + (x.mean() * net.w).sum()
+
+    def use_later(net, x):
+        doubled = 2 * net.w
+        shift = (x.mean() * net.w).sum()
+        return F.linear(x, doubled) + shift
+
+    assert [status(lsuv_(Used(each), X))["w"] for each in (use, use_later)] == ["scaled", "tied"]
 
 
 def test_zeros_show_nothing_of_scale_invariance():
@@ -575,6 +595,31 @@ def test_a_state_that_begins_as_zero(masked, bias):
     assert found["states.weight"].std == pytest.approx(1, rel=1e-3)
     assert found["states.weight"].grad_std > 0
     assert found.healthy
+
+
+def test_the_gradient_of_a_weight_is_that_of_its_first_use():
+    class Shared(nn.Linear):
+        def forward(self, x):
+            self.first = super().forward(x)
+            return super().forward(torch.tanh(self.first))
+
+    model = Shared(8, 8)
+    found = measure(model, X, lambda y: y.square().mean())
+    y = model(X)
+    model.first.retain_grad()
+    y.square().mean().backward()
+    assert found["weight"].grad_norm == pytest.approx(model.first.grad.norm().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("use", [by_biases, by_input, batched])
+def test_gradients_of_a_loss_of_forwards_that_differentiate(use):
+    model = Differentiating(use)
+    found = measure(model, X, lambda y: y.square().mean())
+    weights = [model.net[0].weight, model.net[2].weight]
+    loss = use(model, X.clone()).square().mean()
+    for layer, gradient, weight in zip(found, torch.autograd.grad(loss, weights), weights, strict=True):
+        update = gradient.norm().item() / weight.norm().item()
+        assert layer.relative_update(1.0) == pytest.approx(update, rel=1e-3)
 
 
 def test_the_gradient_of_a_weight_whose_first_use_is_detached():

@@ -43,7 +43,7 @@ class Trace:
     grads: list[Number] | None = None
     """Roots of sums of squares of the gradient's parts; None where none was waited for."""
     grads_of: float = math.inf
-    """Of which use of the weight they are."""
+    """Of which use of the weight they are: that of the first comes last, but for devices that differentiate side by side."""
     seen: int = 1
     """How many uses were measured, those whose outputs were the same for all samples with it."""
     uses: int = 0
