@@ -346,3 +346,24 @@ def test_progress_is_shown_on_a_terminal_only(project):
     assert b"goodinit: making net:Net" in shown
     off = call("init", "net:Net", *NOISE, "--batches", "4", "--batch-size", "8", "--json")
     assert off.stderr == ""
+
+
+def test_a_lazy_model_is_saved_and_read_again(project):
+    Path("lazy.py").write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.LazyLinear(2))\n"
+    )
+    result = call("init", "lazy:make", "--data", "noise:5", "--out", "w.safetensors")
+    assert result.exit_code == 0, result.output
+    load = (
+        "load it with safetensors.torch.load_model(model, 'w.safetensors'), once a forward has given the lazy layers their form"
+    )
+    assert load in result.stdout
+    model = importlib.import_module("lazy").make()
+    model(torch.randn(1, 5))
+    load_model(model, "w.safetensors")
+    result = call(
+        "init", "lazy:make", "--weights", "w.safetensors", "--data", "noise:5", "--pre-init", "none", "--out", "v.safetensors"
+    )
+    assert result.exit_code == 0, result.output
+    again = load_file("v.safetensors")
+    assert torch.allclose(again["0.weight"], model[0].weight, rtol=1e-4)  # which had been scaled on the same data

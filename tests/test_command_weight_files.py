@@ -35,6 +35,22 @@ def test_what_is_saved_is_loaded_by_safetensors_and_by_us(tmp_path):
         assert len(held.keys()) == len(model.state_dict()) - 1
 
 
+def test_lazy_layers_get_their_form_from_the_file(tmp_path):
+    def make():
+        net = nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 8), nn.Linear(8, 8))
+        net[2].weight = net[1].weight
+        return net
+
+    model, file = make(), tmp_path / "w.safetensors"
+    model(torch.randn(4, 8))
+    save_weights(model, file)
+    other = make()
+    load_weights(other, file)
+    assert_same(dict(model.state_dict()), dict(other.state_dict()))
+    with pytest.raises(ModelError, match="are of another model"):
+        load_weights(nn.Sequential(nn.LazyLinear(8)), file)
+
+
 def test_equal_weights_are_equal_bytes(tmp_path):
     """safetensors puts the metadata in an order that differs from file to file."""
     model = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("a", "é", '"')})

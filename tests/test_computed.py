@@ -91,11 +91,14 @@ def test_the_parameters_that_carry_the_factor_get_it(name, pre_init):
         (lambda: parametrizations.spectral_norm(nn.Linear(6, 5)), "scale-invariant"),
         (lambda: old(nn.utils.spectral_norm, nn.Linear(6, 5)), "scale-invariant"),
         (lambda: parametrizations.orthogonal(nn.Linear(6, 6)), "scale-invariant"),
+        (lambda: parametrizations.orthogonal(nn.Linear(6, 5)), "scale-invariant"),
+        (lambda: parametrizations.orthogonal(nn.Linear(6, 9)), "scale-invariant"),
+        (lambda: parametrizations.orthogonal(nn.Linear(6, 6), orthogonal_map="cayley"), "scale-invariant"),
         (lambda: Weighted(lambda m: F.layer_norm(m.w, (6,)), w=normal(5, 6)), "scale-invariant"),
         (lambda: Weighted(lambda m: torch.tanh(m.w), w=normal(5, 6)), "unsupported"),
         (lambda: Weighted(lambda m: m.w @ m.w.t() @ m.w, w=normal(5, 6)), "unsupported"),
     ],
-    ids=["spectral_norm", "spectral_norm, old", "orthogonal", "standardized", "tanh", "cube"],
+    ids=["spectral_norm", "spectral_norm, old", "orthogonal", "wide", "tall", "cayley", "standardized", "tanh", "cube"],
 )
 def test_what_no_factor_scales_is_left(make, status):
     torch.manual_seed(0)

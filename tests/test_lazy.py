@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from goodinit import init_, lsuv_, measure
-from goodinit.errors import GoodinitError
+from goodinit.errors import GoodinitError, ModelError
 from nets import assert_same, snapshot
 
 
@@ -106,3 +106,15 @@ def test_what_has_a_form_keeps_it():
         lsuv_(model, torch.randn(16, 3, 8, 8) * float("nan"))
     assert type(model[0]) is nn.Conv2d
     assert model[0].weight.shape == (6, 3, 3, 3)
+
+
+def test_where_a_shape_is_needed(tmp_path):
+    model = net()
+    before = form(model)
+    with pytest.raises(ModelError, match=r"'0.weight' is lazy, it has no shape yet.* run a batch through the model first"):
+        lsuv_(model, torch.randn(16, 3, 8, 8), checkpoint=tmp_path / "weights")
+    assert form(model) == before
+    with torch.device("meta"):
+        nowhere = net()
+    with pytest.raises(ModelError, match=r"'0.weight' is on the meta device, and lazy.* Make the model on a real device"):
+        lsuv_(nowhere, torch.randn(16, 3, 8, 8), device="cpu")

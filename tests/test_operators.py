@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call, stack_module_state
 
 from goodinit import lsuv_
 from goodinit.interception.intercept import intercept
 from goodinit.interception.transforms import unwrapped
 from goodinit.moments import moments
-from nets import build
+from nets import assert_same, build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
 
@@ -419,6 +420,24 @@ def test_weights_that_vmap_runs_over_are_left_as_they_are():
     (record,) = lsuv_(model, normal(64, 5))
     assert (record.name, record.status) == ("w", "unsupported")
     assert torch.equal(model.w, kept)
+
+
+def test_an_ensemble_that_the_forward_stacks():
+    """By torch.func's stack_module_state, which leaves the derivatives behind."""
+
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.members = nn.Linear(5, 5), nn.ModuleList(nn.Linear(5, 2) for _ in range(3))
+
+        def forward(self, x):
+            stacked, _ = stack_module_state(list(self.members))
+            return torch.vmap(lambda own: functional_call(self.members[0], own, (self.stem(x).relu(),)))(stacked)
+
+    model = Ensemble()
+    kept = {k: v.detach().clone() for k, v in model.members.named_parameters()}
+    assert {r.name: r.status for r in lsuv_(model, normal(64, 5))} == {"stem.weight": "scaled", "members.0.weight": "unsupported"}
+    assert_same(kept, {k: v.detach() for k, v in model.members.named_parameters()})
 
 
 def test_weights_that_meet_buffers_alone_have_a_line():

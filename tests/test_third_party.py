@@ -649,3 +649,57 @@ def test_nested_tensors_are_refused_by_measure_too():
     for function in (measure, lsuv_):
         with pytest.raises(DataError, match="makes a nested tensor, which cannot be measured"):
             function(Nested(8, 4), X)
+
+
+class DroppedWeights(nn.Module):
+    """As in AWD-LSTM: dropout on a recurrent weight, and on another one, set as attributes in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(8, 8, batch_first=True), nn.Linear(8, 3)
+        raw = self.lstm._parameters.pop("weight_hh_l0")
+        self.recurrent, self.v = nn.Parameter(raw.detach()), nn.Parameter(torch.randn(8, 8))
+        self.lstm.weight_hh_l0, self.w = raw.detach(), None
+
+    def forward(self, x):
+        self.lstm.weight_hh_l0 = F.dropout(self.recurrent, 0.5, self.training)
+        self.w = F.dropout(self.v, 0.5, self.training)
+        return self.head(F.linear(self.lstm(x)[0], self.w))
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "eval"}, {"target_std": "auto"}, {"pre_init": None}], ids=str)
+def test_dropout_on_weights(options):
+    """The pass is without it; what the model sets is no parameter all the same."""
+    net, x = DroppedWeights(), torch.randn(16, 5, 8)
+    names = list(net.state_dict())
+    report = lsuv_(net, x, **options)
+    assert {name: status_ for name, status_ in status(report).items() if name in ("recurrent", "v")} == {
+        "recurrent": "recurrent",
+        "v": "scaled",
+    }
+    assert list(net.state_dict()) == names
+    net(x).sum().backward()
+    assert net.v.grad is not None
+
+
+def test_what_dropout_was_given_is_not_what_it_gives():
+    """In training it is not, so that what is written into the one is not in the other."""
+
+    class Tripled(nn.Module):
+        def __init__(self, functional):
+            super().__init__()
+            self.functional = functional
+            self.first, self.drop, self.last = nn.Linear(8, 8), nn.Dropout(0.5), nn.Linear(8, 8)
+
+        def forward(self, x):
+            h = self.first(x)
+            y = F.dropout(h, 0.5, self.training) if self.functional else self.drop(h)
+            y.mul_(3)
+            return self.last(h + y)
+
+    for functional in (False, True):
+        net = Tripled(functional)
+        lsuv_(net, X)
+        with torch.no_grad():
+            h = net.first(X)
+            assert std(net.last(4 * h)) == pytest.approx(1, abs=1e-4)

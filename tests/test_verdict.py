@@ -327,6 +327,30 @@ def test_a_steady_fall_is_a_fault_and_an_odd_layer_is_none():
     assert kinds(layers([1.0] * 8 + [1e-8] * 8)) == ["vanishing"]  # however: nothing comes back from this
 
 
+def test_heads_side_by_side_may_be_small():
+    few = layers([1.0, 0.05, 0.002])
+    assert kinds(few) == ["vanishing"]
+    assert kinds([few[0], few[1], dataclasses.replace(few[2], beside=few[1].name)]) == []
+    assert kinds([few[0], *(dataclasses.replace(layer, beside=few[0].name) for layer in few[1:])]) == []
+    many = layers([1.0] * 4 + [0.05, 0.002, 1e-4, 1e-6])
+    assert kinds(many) == ["vanishing"]
+    assert kinds([*many[:5], *(dataclasses.replace(layer, beside=many[4].name) for layer in many[5:])]) == []
+
+
+def test_which_layers_are_side_by_side():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.one, self.other, self.last = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            h = self.trunk(x).relu()
+            return self.last(self.one(h)), self.other(h)
+
+    found = {layer.name: layer.beside for layer in measure(Heads(), torch.randn(32, 8))}
+    assert found == {"trunk.weight": None, "one.weight": None, "last.weight": None, "other.weight": "one.weight"}
+
+
 def test_a_jump_of_the_sample_std_is_by_design():
     steady, jump = layers([1.0] * 12), layers([1.0] * 12)
     steady = [dataclasses.replace(layer, sample_std=0.5**i) for i, layer in enumerate(steady)]

@@ -270,9 +270,9 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     """Put flags, buffers and gradients back at the end, whatever happened.
 
     ``attributes``: and tensors, numbers, texts, flags and containers that modules hold as plain attributes, modules and hooks
-    that the forward added, and parameters that it exchanged for others, or for other memory; otherwise on failure only.
-    ``stays``: on success, whether a tensor that a module holds as a plain attribute now may stay; without, all may. Lazy modules
-    are without a form again on failure only.
+    that the forward added, parameters that it exchanged for others, or for other memory; and lazy modules have no form again.
+    Otherwise on failure only. ``stays``: on success, whether a tensor that a module holds as an attribute now may stay; without,
+    all may.
     """
     sharded.reshard(model)  # or what FSDP2 gathered for a forward, and will free, would be put back
     modules = list(model.modules())
@@ -292,7 +292,6 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
     containers.sort(key=lambda each: type(each[1]) in CONTAINERS)  # others, when they are filled, may write into these
     own = ((module, getattr(module, name, None)) for module in modules for name in _PARTS)
     parts = [(module, held, items_of(held) if held else []) for module, held in own if held is not None]  # mostly empty
-    formed = {each.module for each in without_form}  # inside, perhaps
     places = [(p, p.detach()) for p in model.parameters() if not (is_lazy(p) or p.is_meta or sharded.is_sharded(p))]
     grads = [(p, p.grad, None if p.grad is None else _Kept(p.grad)) for p in model.parameters()]
     trainable = [(p, p.requires_grad) for p in model.parameters()]
@@ -300,13 +299,9 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
 
     def undoing() -> Iterator[Callable[[], object]]:
         if attributes or not succeeded:
-            yield from (
-                partial(refill, held, before)
-                for module, held, before in parts
-                if (held or before) and not (succeeded and module in formed)
-            )
-            yield from (partial(_put_back_values, m, before) for m, before, _ in plain if not (succeeded and m in formed))
-            yield from (partial(refill, held, before) for m, held, before in containers if not (succeeded and m in formed))
+            yield from (partial(refill, held, before) for _, held, before in parts if held or before)
+            yield from (partial(_put_back_values, module, before) for module, before, _ in plain)
+            yield from (partial(refill, held, before) for _, held, before in containers)
         elif stays is not None:
             yield from (partial(_forget_state, module, before, stays) for module, before, _ in plain)
         if attributes or not succeeded:
@@ -326,7 +321,7 @@ def restored(model: nn.Module, *, attributes: bool = False, stays: Callable[[Ten
                 yield kept_grad.put_back
             yield partial(setattr, parameter, "grad", grad)
         yield from (partial(_put_flag, parameter, flag) for parameter, flag in trainable)
-        if not succeeded:
+        if attributes or not succeeded:
             yield from (module.put_back for module in without_form)
 
     try:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from goodinit import auto, gradients, guard
 from goodinit.batches import Call, Calls, Forward
@@ -295,7 +296,14 @@ def _check_alone(model: nn.Module, ranks: Ranks, batches: int) -> None:
 
     Raises:
         OptionError: there are several, or a sharded model, or several batches.
+        ModelError: a weight has no shape yet.
     """
+    unformed = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
+    if unformed is not None:
+        raise ModelError(
+            f"{unformed!r} is lazy, it has no shape yet, by which an interrupted call would know its model again: run a batch "
+            "through the model first, or leave checkpoint= out"
+        )
     if ranks.size > 1 or _is_sharded(model):
         raise OptionError(
             f"a checkpoint is for one process and a model that is not sharded; there {'is' if ranks.size == 1 else 'are'} "

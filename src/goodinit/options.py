@@ -199,6 +199,12 @@ def check_model(model: object, *, meta: bool = False) -> None:
         )
     if next(model.parameters(), None) is None:
         raise ModelError(f"{type(model).__name__} has no parameters, so there is nothing to initialize")
+    unformed = next((name for name, p in model.named_parameters() if p.is_meta and is_lazy(p)), None)
+    if unformed is not None:
+        raise ModelError(
+            f"{unformed!r} is on the meta device, and lazy: it has neither memory nor a shape. Make the model on a real device, "
+            "or with layers that are not lazy"
+        )
     without = [name for name, p in model.named_parameters() if p.is_meta]
     if without and not meta:
         raise ModelError(

@@ -19,6 +19,7 @@ from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, need_signals, save_reports
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
 from goodinit.errors import GoodinitWarning, OptionError
+from goodinit.lazy import unformed
 from goodinit.lsuv import lsuv_
 from goodinit.measurement.propagation import measure
 from goodinit.options import VARIANCES
@@ -58,6 +59,8 @@ class Initialized:
     size: int
     """Of the file ``out``, in bytes."""
     reports: tuple[Path, ...]
+    was_lazy: bool = False
+    """Whether the model that was made had layers without a form."""
 
     def show(self) -> None:
         """Print it for people."""
@@ -66,9 +69,9 @@ class Initialized:
         if self.out is None:
             lines.append("The weights were not saved: --out FILE.safetensors does that.")
         else:
-            lines.append(
-                f"Saved {self.out} ({self.size:,} bytes); load it with safetensors.torch.load_model(model, {str(self.out)!r})"
-            )
+            first = ", once a forward has given the lazy layers their form" if self.was_lazy else ""
+            load = f"load it with safetensors.torch.load_model(model, {str(self.out)!r}){first}"
+            lines.append(f"Saved {self.out} ({self.size:,} bytes); {load}")
         print("\n".join([*lines, *(f"Saved {path}" for path in self.reports)]))  # noqa: T201 - its purpose
 
     def as_json(self) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
     model, inputs = setup.prepare()
     if wishes.out is not None:
         check_saveable(model)
-    shown = need_signals(wishes.reports)
+    was_lazy, shown = bool(unformed(model)), need_signals(wishes.reports)
     several = len(inputs.batches) > 1  # which show a bar of their own
     with running(model, inputs), contextlib.nullcontext() if several else busy("goodinit: initializing"):
         before = measure(model, inputs.batches[0]) if shown else None
@@ -139,4 +142,4 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
         )
     size = 0 if wishes.out is None else save_weights(model, wishes.out)
     save_reports(wishes.reports, setup.model, setup.source(inputs), report=report, before=before, after=after)
-    return Initialized(setup, inputs, report, wishes.out, size, wishes.reports)
+    return Initialized(setup, inputs, report, wishes.out, size, wishes.reports, was_lazy)

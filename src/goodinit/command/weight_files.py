@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 import goodinit
 from goodinit.command.tensor_files import read_safetensors, refuse_pickles
@@ -118,6 +119,19 @@ def load_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import load_model  # noqa: PLC0415 - needs the extra
 
     try:
-        load_model(model, path)
+        if any(map(is_lazy, model.state_dict(keep_vars=True).values())):  # whose numbers it would look for
+            model.load_state_dict(_with_tied(path))
+        else:
+            load_model(model, path)
     except RuntimeError as error:
         raise ModelError(f"the weights in {str(path)!r} are of another model. {error}") from error
+
+
+def _with_tied(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `save_weights` by all of their names."""
+    from safetensors import safe_open  # noqa: PLC0415 - needs the extra
+
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        tied = {name: first for name, first in (file.metadata() or {}).items() if first in tensors}
+    return {**{name: tensors[first] for name, first in tied.items()}, **tensors}

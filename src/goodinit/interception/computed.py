@@ -1,7 +1,7 @@
 """Weights that a model computes from its parameters at every use: weight_norm, casts, LoRA, weight standardization.
 
 What a model does with nothing but its own parameters and buffers is noted as it happens, so that it can be done again with other
-values. A trial with doubled parameters tells which of them to multiply in order to multiply the weight (weight_norm's g;
+values. A trial with larger parameters tells which of them to multiply in order to multiply the weight (weight_norm's g;
 W and B in W + B A), or that there are none.
 """
 
@@ -22,6 +22,9 @@ from goodinit.interception.weights import Fill, Key, Weight, Weights, is_zero, s
 from goodinit.interception.writes import written_by
 from goodinit.processes.turns import Position
 
+# What parameters are multiplied by on trial. torch's Householder map of orthogonal weights takes the whole part of what is 1 or
+# -1 in its parameter, so a whole number will not do; and such a weight is unmoved by the smaller one.
+_TRIAL, _SMALL_TRIAL = 2.5, 1.5
 # With more parameters than this in one weight they are tried one by one and all together, not in every combination.
 _MOST_COMBINED = 4
 
@@ -167,7 +170,7 @@ class Computed(Weight):
     @cached_property
     def factors(self) -> tuple[Weight, ...]:
         """Roots that multiply the weight by s if they are multiplied by s together; none if there are no such."""
-        return next((roots for roots in _subsets(self._free) if self._times(roots, 2.0, equals=2.0)), ())
+        return next((roots for roots in _subsets(self._free) if self._times(roots, _TRIAL, equals=_TRIAL)), ())
 
     @cached_property
     def obstacle(self) -> str | None:
@@ -176,7 +179,7 @@ class Computed(Weight):
             return "unsupported"
         if self.factors:
             return None
-        unmoved = all(self._times((root,), 2.0, equals=1.0) for root in self._drawn or self.sources)
+        unmoved = all(self._times((root,), _SMALL_TRIAL, equals=1.0) for root in self._drawn or self.sources)
         return "scale-invariant" if unmoved else "unsupported"
 
     def _times(self, roots: Sequence[Weight], factor: float, *, equals: float) -> bool:
@@ -268,8 +271,8 @@ class Sources(Weights):
     def __init__(self, model: nn.Module) -> None:
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # holds the tensors, so that their ids stay theirs
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}
-        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, or computed from such; with copies, since it
-        may add to them.
+        """Single numbers that the forward wrote as tensors, ``torch.tensor(0.1)``, identity matrices, and what it computed from
+        such; with copies, since it may add to them.
         """
         self._made_from: dict[int, list[int]] = {}
         """Ids of the tensors with nodes, by the ids of the parameters that they were computed from."""
@@ -376,7 +379,7 @@ class Sources(Weights):
             return
         if self._are_numbers(function, args, kwargs):
             for tensor in (*numbers, *(tensor for _, tensor in made)):
-                if tensor.numel() == 1:
+                if tensor.numel() == 1 or self._is_identity(function, args, kwargs):
                     self._constants[id(tensor)] = tensor, tensor.detach().clone()
             return
         # Matrices gathered from a stack (experts) are weights; rows gathered from a table (an embedding) are data.
@@ -420,6 +423,11 @@ class Sources(Weights):
             return False
         given = [x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor)]
         return bool(given) and all(id(x) in self._constants for x in given)
+
+    def _is_identity(self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        """Whether a call of `_are_numbers` makes an identity matrix, or computes with one (Cayley's orthogonal map)."""
+        given = (x for x in _leaves((args, tuple(kwargs.values()))) if isinstance(x, Tensor))
+        return function is torch.eye or any(x.numel() > 1 for x in given)
 
     def _note_mixed(self, met: Sequence[Weight], args: Sequence[Any], made: Tensor) -> None:
         """That a tensor was made of a weight and data, if it has the weight's shape."""
@@ -537,7 +545,7 @@ _FORM_ONLY = _SHAPE_ONLY | {
     *(torch.result_type, torch.broadcast_tensors),
 }
 # What a forward writes numbers with.
-_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.full, torch.ones, torch.zeros, torch.scalar_tensor})
+_NUMBERS = frozenset({torch.tensor, torch.as_tensor, torch.full, torch.ones, torch.zeros, torch.scalar_tensor, torch.eye})
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -6,6 +6,7 @@ weights is handed over as an `Operation`; the handler's result is what the model
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -71,6 +72,26 @@ def _without_noise(function: Function, args: tuple[Any, ...], kwargs: dict[str, 
     return args, {**kwargs, name: value}
 
 
+def _apart(out: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, training: bool) -> Any:
+    """What a function of `_NOISE` returned; a copy where that is what it was given, for with noise it would be another tensor.
+
+    A weight above all: a module's attribute that is set to a parameter becomes one of its parameters (AWD-LSTM's dropout on
+    weights). Outside of training it is the model that wants its input itself.
+    """
+    given = args[0] if args else kwargs.get("input")
+    if out is not given or not (training or isinstance(out, nn.Parameter)):
+        return out
+    in_place = kwargs.get("inplace", len(args) > 3 and args[3])
+    return out if in_place or not isinstance(out, Tensor) else out.clone()
+
+
+def _data_of(operation: Operation, args: Iterable[object], kwargs: dict[str, Any]) -> weakref.ref[Tensor] | None:
+    """The first tensor of a call's arguments that is neither the weight nor the bias."""
+    others = operation.weight.tensor, operation.bias
+    given = (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and not any(x is other for other in others))
+    return next(map(weakref.ref, given), None)
+
+
 def unchecked(function: Any) -> FunctionType:
     """A copy of a Python function of torch's that does not ask whether it is overridden.
 
@@ -107,6 +128,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
         """
         super().__init__()
         self.weights = Sources(model)
+        self._model = model
         self._handle = handle
         self._prepare = prepare or _ignore
         self._arrive = arrive
@@ -144,6 +166,7 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             self.weights.bring_up_to_date((*args, *kwargs.values()))
         operation = find_operation(func, args, kwargs, self.weights)
         if operation is not None:
+            operation.data = _data_of(operation, args, kwargs)
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
         if func in OPERATORS and transforms.active():
             self._note_unsupported(func, args, kwargs)
@@ -157,8 +180,12 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             for operand in factors_of(func, args, kwargs) if self.weights.mixed and func in OPERATORS else ():
                 if (masked := self.weights.mixture(operand)) is not None:
                     self.weights.set_aside.setdefault(masked.key, (name_of(func), masked))
-        watch = self._watch
-        out = func(*args, **kwargs) if watch is None else watch(func, args, kwargs, lambda: func(*args, **kwargs))
+
+        def call() -> Any:
+            out = func(*args, **kwargs)
+            return _apart(out, args, kwargs, training=self._model.training) if func in _NOISE else out
+
+        out = call() if self._watch is None else self._watch(func, args, kwargs, call)
         self.weights.note(func, args, kwargs, out)
         return out
 
@@ -197,9 +224,13 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
 
     def _note_unsupported(self, function: Function, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Weights over which vmap runs (an ensemble's, stacked)."""
-        for operand in factors_of(function, args, kwargs):
-            if transforms.is_wrapped(operand):
-                weight = self.weights.find(transforms.unwrapped(operand))
+        found = [
+            self.weights.find(transforms.unwrapped(operand))
+            for operand in factors_of(function, args, kwargs)
+            if transforms.is_wrapped(operand)
+        ]
+        with transforms.left():  # whether a factor would multiply it is found by computing it again
+            for weight in found:
                 if weight is not None:
                     self._prepare(without_output(name_of(function), weight), "unsupported")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -142,6 +143,8 @@ class Operation:
     """The gate of a recurrent layer whose bias is left as it is."""
     call: Callable[[], Tensor] | None = None
     """The operator as the model called it: the whole output."""
+    data: weakref.ref[Tensor] | None = None
+    """The first operand that is no weight."""
 
     def __str__(self) -> str:
         given = " and ".join(map(str, self.data_shapes))

@@ -55,6 +55,9 @@ class Layer:
     """The first axis counts the samples."""
     channels: int | None = None
     """Of the output: its units; None where it has no axis for them."""
+    beside: str | None = None
+    """The first layer that was given the same tensor, if this one is not it: an attention's queries for its keys, a head for the
+    next one."""
 
     @property
     def dimensions(self) -> float | None:

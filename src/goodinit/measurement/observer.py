@@ -6,6 +6,7 @@ Nothing that the model computes is changed, no activation is kept, and no device
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -50,6 +51,8 @@ class Observer:
         self._shelf = Shelf()
         self._entropies: list[tuple[Tensor, int, str]] = []
         """Means of cross-entropies that were taken: of how many classes, and of which layer's output if that is known."""
+        self._given: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        """Tensors that operators were given, by their ids, and the first layer of each."""
         self._way = Way()
         self._wants_gradients = gradients
         self._ran_without_grad = False
@@ -78,14 +81,26 @@ class Observer:
 
     def _measure(self, operation: Operation, output: Tensor) -> list[Trace]:
         fresh = []
+        beside = self._first_with(operation)
         for part in operation.parts(sharded.added_up(refuse_nested(operation, output.detach()))):
             known = self.traces.get(part.weight.name)
             # An expert that no token reached has no output.
             if part.z.numel() and (known is None or (known.seen < _USES and is_constant(known))):
                 fresh.append(traced(operation, part, self._shelf))
+                fresh[-1].beside = beside if beside != part.weight.name else None
                 fresh[-1].seen = 1 if known is None else known.seen + 1
                 self.traces[part.weight.name] = fresh[-1]
         return fresh
+
+    def _first_with(self, operation: Operation) -> str | None:
+        """The name of the first layer that was given the same tensor."""
+        given = None if operation.data is None else operation.data()
+        if given is None or operation.data is None:
+            return None
+        known = self._given.get(id(given))
+        if known is None or known[0]() is not given:  # another one had that id before
+            known = self._given[id(given)] = operation.data, operation.weight.name
+        return known[1]
 
     def watch(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], call: Callable[[], Any]) -> Any:
         """Make any other call: a non-linearity, maybe, or one that hands an output on."""

@@ -37,7 +37,7 @@ def measure(
     """Measure the output of every linear operator on a weight, in the order in which they run; with a loss, its gradients too.
 
     One forward, and with a loss one backward, as in training but without dropout. Afterwards everything is as before: weights,
-    gradients, flags, buffers, hooks, random number generators. Print the `Signal` and read its verdict:
+    gradients, flags, buffers, hooks, random number generators; lazy layers have no form. Print the `Signal` and read its verdict:
     where ``std`` or ``sample_std`` shrinks or grows by a factor from layer to layer, a model that is deep enough does not train;
     likewise where the gradient does so on its way back.
 

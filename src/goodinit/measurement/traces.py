@@ -36,6 +36,7 @@ class Trace:
     rows: Tensor
     """Some elements: rows x channels."""
     weight_norms: list[Number]
+    beside: str | None = None
     activation: str | None = None
     normalized: bool = False
     dead: Number | None = None
@@ -191,4 +192,5 @@ def _layer(trace: Trace, numbers: _Numbers, rank: float | None, histogram: tuple
         histogram=histogram,
         output_shape=shape,
         channels=shape[trace.channel] if trace.channel is not None else None,
+        beside=trace.beside,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 
 from goodinit.measurement.advice import (
     NO_FACTOR,
@@ -163,8 +164,18 @@ def _non_finite(layers: Sequence[Layer], loss: float | None) -> Finding | None:
 
 
 def _inner(layers: Sequence[Layer]) -> Sequence[Layer]:
-    """Without the last one: a head may be scaled by design."""
-    return layers[:-1] if len(layers) >= _FEW else layers
+    """Without the last one, and those before it that were given the same: heads may be scaled by design.
+
+    Of few layers only where there are several heads.
+    """
+    last = _input_of(layers[-1])
+    heads = len(list(takewhile(lambda layer: _input_of(layer) == last, reversed(layers))))
+    return layers[: max(1, len(layers) - heads)] if len(layers) >= _FEW or heads > 1 else layers
+
+
+def _input_of(layer: Layer) -> str:
+    """What it was given, by the first layer that was."""
+    return layer.beside or layer.name
 
 
 def _vanishing(layers: Sequence[Layer]) -> Finding | None:
