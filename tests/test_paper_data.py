@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("datasets")
 
 from goodinit import DataError, OptionError
 from goodinit.hub import files_of, reading
 from goodinit.paper.data import load
-from image_sets import write_set
+from image_sets import encoded, write_set
 
 pytestmark = pytest.mark.usefixtures("own_caches")
 
@@ -337,3 +338,123 @@ def test_folders_of_image_files_by_class(tmp_path):
         assert found.train.facts.classes == ("cat", "dog")
         assert (len(found.train), len(found.test)) == (6, 4)
         assert [int(p[0, 0, 0]) // 100 for p in found.train.pixels] == found.train.labels.tolist()
+
+
+def write_labels(folder, split, labels, names=None):
+    """A part of a set of gray images, with labels of one's own."""
+    import datasets
+
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)} if names else {"image": datasets.Image()}
+    table = datasets.Dataset.from_dict(
+        {
+            "image": [{"bytes": encoded(np.full((4, 4), i, np.uint8), "PNG"), "path": None} for i in range(len(labels))],
+            "label": labels,
+        },
+        features=datasets.Features(kinds) if names else None,
+    )
+    folder.mkdir(exist_ok=True)
+    table.to_parquet(folder / f"{split}.parquet")
+
+
+def test_classes_of_the_two_parts_are_told_by_their_names(tmp_path):
+    write_labels(tmp_path / "own", "train", [0, 1, 2, 3], ["ant", "bee", "cow", "dog"])
+    write_labels(tmp_path / "own", "test", [1, 0, 1], ["bee", "dog"])
+    found = load("own", tmp_path)
+    assert found.test.labels.tolist() == [3, 1, 3]
+    assert found.test.facts.classes == found.train.facts.classes == ("ant", "bee", "cow", "dog")
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        (["cat", "ant", "dog"], ["dog", "ant"], ([1, 0, 2], [2, 0])),
+        ([3, 7, 10**9], [7, 3, 10**9], ([0, 1, 2], [1, 0, 2])),
+        ([False, True], [True, False], ([0, 1], [1, 0])),
+    ],
+    ids=["names", "identifiers", "flags"],
+)
+def test_labels_of_other_kinds(tmp_path, train, test, expected):
+    write_labels(tmp_path / "own", "train", train)
+    write_labels(tmp_path / "own", "test", test)
+    found = load("own", tmp_path)
+    assert (found.train.labels.tolist(), found.test.labels.tolist()) == expected
+    assert found.classes == len(train)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (
+            [0, 1, 2],
+            [0, 5, 3],
+            "test images of own are of classes that the training images do not have: 3, 5; those have 0, 1, 2",
+        ),
+        (
+            [0.5, 1.5],
+            [0.5],
+            "labels must be whole numbers, or all of them names; of the train images of own that of image 0 is 0.5",
+        ),
+        (
+            [0, None, 1],
+            [0],
+            "labels must be whole numbers, or all of them names; of the train images of own that of image 1 is None",
+        ),
+        (["ant", None], ["ant"], "all of them names; of the train images of own that of image 1 is None"),
+        ([0, -1], [0], "the train images of own have 1 classes; the label of image 1 is -1"),
+    ],
+)
+def test_labels_that_are_none(tmp_path, train, test, message):
+    write_labels(tmp_path / "own", "train", train)
+    write_labels(tmp_path / "own", "test", test)
+    with pytest.raises(DataError, match=message):
+        load("own", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folders"])
+def test_folders_whose_names_look_like_patterns(tmp_path, kind):
+    place = tmp_path / "sets [1]"
+    if kind == "parquet":
+        write_set(place / "own")
+    for split in ("train", "test") if kind == "folders" else ():
+        for name in ("a", "b"):
+            (place / "own" / split / name).mkdir(parents=True)
+            Image.new("L", (8, 8), 7).save(place / "own" / split / name / "1.png")
+    assert len(load("own", place).train) == (40 if kind == "parquet" else 2)
+
+
+def one_image(folder, image, suffix=".png"):
+    for place in (folder / split / name for split in ("train", "test") for name in ("a", "b")):
+        place.mkdir(parents=True)
+        image.save(place / f"1{suffix}")
+    return load("own", folder).train.pixels[0]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(np.array([[0, 257, 514, 65535]], np.uint16)), [[0, 1, 2, 255]]),
+        (Image.fromarray(np.array([[0, 1, 200, 255]], np.uint16)), [[0, 1, 200, 255]]),
+        (Image.fromarray(np.array([[True, False]])), [[255, 0]]),
+        (Image.merge("LA", [Image.fromarray(np.array([[3, 4]], np.uint8)), Image.new("L", (2, 1), 255)]), [[3, 4]]),
+    ],
+    ids=["16 bits", "8 of 16 bits", "1 bit", "opaque"],
+)
+def test_gray_images_of_every_mode(tmp_path, image, expected):
+    assert one_image(tmp_path, image).tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("image", "suffix", "message"),
+    [
+        (
+            Image.new("RGBA", (2, 2), (0, 0, 0, 0)),
+            ".png",
+            r"image 0 of the train images of own is transparent in places \(mode RGBA",
+        ),
+        (Image.new("LA", (2, 2), (9, 254)), ".png", r"is transparent in places \(mode LA\).* put all images on a background"),
+        (Image.new("F", (2, 2), 0.5), ".tiff", r"image 0 of the train images of own has floating-point values \(mode F\)"),
+    ],
+)
+def test_images_of_which_something_would_be_lost(tmp_path, image, suffix, message):
+    with pytest.raises(DataError, match=message):
+        one_image(tmp_path, image, suffix)

@@ -149,13 +149,13 @@ def test_rows_without_columns_are_told_of_alone(tmp_path):
         (
             'recipe = "cifar"',
             'recipe = "cfar"',
-            "mine.toml, smoke: recipe must be one of mnist, cifar, cifar-rmsprop; got 'cfar'",
+            "mine.toml, short: recipe must be one of mnist, cifar, cifar-rmsprop; got 'cfar'",
         ),
-        ("lr = 0.5", "lrate = 0.5", "mine.toml, smoke, he: unknown key 'lrate'"),
+        ("lr = 0.5", "lrate = 0.5", "mine.toml, short, he: unknown key 'lrate'"),
         ("score =", "skore =", "mine.toml: rows: unknown key 'skore' (did you mean 'score'"),
         ('"error"', '"errors"', "score must be one of accuracy, error; got 'errors'"),
-        ("[[where]]\nif =", "[[where]]\nwhen =", "mine.toml, smoke: where: unknown key 'when'"),
-        ("published = { relu", "published = { relo", "mine.toml, smoke: published: unknown key 'relo' (did you mean 'relu'"),
+        ("[[where]]\nif =", "[[where]]\nwhen =", "mine.toml, short: where: unknown key 'when'"),
+        ("published = { relu", "published = { relo", "mine.toml, short: published: unknown key 'relo' (did you mean 'relu'"),
         (
             "columns =",
             "figure = 'curvs'\ncolumns =",
@@ -167,28 +167,28 @@ def test_rows_without_columns_are_told_of_alone(tmp_path):
             "mine.toml: kind must be one of training, timing, walk; got 'traning' (did you mean",
         ),
         ('note = "a ninth"', 'nte = "a ninth"', "mine.toml: budgets.short: unknown key 'nte' (did you mean 'note'"),
-        ('["relu", "tanh"]', '["relu", "tahn"]', "mine.toml, smoke, lsuv: activation must be one of"),
+        ('["relu", "tanh"]', '["relu", "tahn"]', "mine.toml, short, lsuv: activation must be one of"),
         ("columns = {", "columns = { loss = ['hinge'],", "columns are the values of one setting; got loss, activation"),
         ("title =", "title", "mine.toml' cannot be read: "),
         ('[[rows]]\nname = "lsuv"', '[rows]\nname = "lsuv"', "cannot be read"),
-        ('["relu", "tanh"]', '"relu"', "mine.toml, smoke: columns.activation must be a list of values; got 'relu'"),
+        ('["relu", "tanh"]', '"relu"', "mine.toml, short: columns.activation must be a list of values; got 'relu'"),
         (
             'if = { init = "he", activation = "tanh" }',
             "",
-            "mine.toml, smoke: where.if must be a table, { key = value }; got None",
+            "mine.toml, short: where.if must be a table, { key = value }; got None",
         ),
         ('activation = "tanh" }', 'activatoin = "tanh" }', "where.if: unknown key 'activatoin' (did you mean 'activation'"),
-        ("set = { lr = 0.25 }", 'set = "x"', "mine.toml, smoke: where.set must be a table, { key = value }; got 'x'"),
+        ("set = { lr = 0.25 }", 'set = "x"', "mine.toml, short: where.set must be a table, { key = value }; got 'x'"),
         ('name = "he"', 'name = "lsuv"', "mine.toml: rows need different names; got lsuv, lsuv"),
-        ("[[where]]", "[where]", "mine.toml, smoke: where is written [[where]], one exception after the other; got {'if'"),
+        ("[[where]]", "[where]", "mine.toml, short: where is written [[where]], one exception after the other; got {'if'"),
         ('title = "He"', "title = 5", "mine.toml: the title of the row 'he' must be a text; got 5"),
         ("relu = 90.5", "relu = 'abc'", "mine.toml: what is published is a number, or 'n/c' (did not converge); got 'abc'"),
         (
             "iterations = 10_000",
             "iterations = '4'",
-            "and milestones must be numbers, iterations 1 or more; got '4'",
+            "milestones and stop must be numbers, iterations 1 or more; got '4'",
         ),
-        ('set = { init = "lsuv"', 'set = { milestones = 3, init = "lsuv"', "smoke: milestones must be a list, [1, 2]; got 3"),
+        ('set = { init = "lsuv"', 'set = { milestones = 3, init = "lsuv"', "short: milestones must be a list, [1, 2]; got 3"),
         ('set = { init = "lsuv"', 'set = { iterations = 0, init = "lsuv"', "iterations 1 or more; got 0"),
         ("lr = 0.5", "momentum = -0.5", "momentum must be 0 or more and less than 1; got -0.5"),
         ("lr = 0.5", "weight_decay = -1.0", "weight_decay must be 0 or more; got -1.0"),
@@ -198,6 +198,11 @@ def test_rows_without_columns_are_told_of_alone(tmp_path):
             "'updates' needs the sizes of the updates: set = { updates = true }",
         ),
         ("columns =", "figure = 'columns'\ncolumns =", "figure = 'columns' needs columns that are numbers, such as depth"),
+        ('note = "a ninth"', "note = 9", "mine.toml: budgets.short: the note must be a text; got 9"),
+        ("set = { iterations = 10_000 }", "set = 1", "mine.toml: budgets.short.set must be a table, { key = value }; got 1"),
+        ("iterations = 10_000", "iterations = inf", "iterations 1 or more; got inf"),
+        ("columns =", "note = 4\ncolumns =", "mine.toml: the note must be a text; got 4"),
+        ("relu = 90.5", "relu = nan", "mine.toml: what is published is a number, or 'n/c' (did not converge); got nan"),
         ("columns =", "figure = 'walks'\ncolumns =", "figure = 'walks' shows experiments of the kind 'walk'; got 'training'"),
     ],
 )
@@ -251,6 +256,30 @@ def test_milestones_move_with_the_default_schedule_too(tmp_path):
     text = 'title = "t"\n[set]\ndata = "mnist"\nnetwork = "fitnet-mnist"\nmilestones = [45000]\n[[rows]]\nname = "a"\n'
     (cell,) = read(written(tmp_path, text)).selected("short")
     assert cell.run.milestones == (1500,)
+
+
+def test_the_end_moves_with_the_schedule(tmp_path):
+    text = SMALL.replace('recipe = "cifar"', 'recipe = "cifar"\nset = { stop = 45_000 }')
+    ends = {budget: {cell.run.stop for cell in read(written(tmp_path, text)).selected(budget)} for budget in BUDGETS}
+    assert ends == {"smoke": {3}, "short": {5_000}, "full": {45_000}}
+
+
+def test_a_budget_of_goodinit_s_that_does_not_go_with_a_file_is_refused_when_it_is_asked_for(tmp_path):
+    text = SMALL.replace('recipe = "cifar"', 'recipe = "cifar"\nset = { schedule = "poly", power = 2.0 }')
+    text = text.replace("set = { lr = 0.25 }", 'set = { method = "hints", teacher = "fitnet4", hint_iterations = 9_000 }')
+    experiment = read(written(tmp_path, text))
+    assert len(experiment.selected("full")) == len(experiment.selected("short")) == 4
+    with pytest.raises(OptionError, match=r"^mine.toml, smoke, he: the hints have the schedule of iterations=6"):
+        experiment.selected("smoke")
+
+
+def test_times_that_are_published_are_numbers(tmp_path):
+    text = 'title = "t"\nkind = "timing"\n[set]\nmeasure = "init"\nnetwork = "fitnet4"\n'
+    text += '[[rows]]\nname = "a"\npublished = { lsuv = X }\n'
+    assert read(written(tmp_path, text.replace("X", "4"))).published == {"a": {"lsuv": 4}}
+    for wrong in ("'n/c'", "0", "inf"):
+        with pytest.raises(OptionError, match=f"of times is a positive number of seconds; got {wrong}$"):
+            read(written(tmp_path, text.replace("X", wrong)))
 
 
 def test_exceptions_of_a_budget_see_its_settings(tmp_path):

@@ -106,6 +106,16 @@ def test_a_run_that_was_done_twice_counts_once():
     assert [float(r.row["final_accuracy"]) for r in table.results] == [0.9]
 
 
+def test_runs_on_other_images_are_in_no_cell_together():
+    run = cell_of("table3", "lsuv/relu").run
+    data = [{"train": {"sha256": a}, "test": {"sha256": b}} for a, b in (("a", "b"), ("a", "c"))]
+    found = [result(run, 0.1, data=data[0]), result(replace(run, seed=1), 0.2, data=data[0])]
+    (table,) = fillings(named("table3"), found, ())
+    assert len(table.results) == 2
+    (table,) = fillings(named("table3"), [*found, result(run, 0.9, data=data[1])], ())
+    assert [float(r.row["final_accuracy"]) for r in table.results] == [0.9]
+
+
 def test_every_cell_of_every_experiment_is_there(tmp_path):
     """Empty ones too, in the budgets that are shown."""
     found = page([], tmp_path)

@@ -384,6 +384,11 @@ def test_other_data_are_another_run(place, monkeypatch, broken_off):
     assert done.exit_code == 1
     assert "goodinit: the checkpoint is of a run on other images of mnist (SHA-256 " in done.output
     assert len(rows(results)) == 1
+    for more in ((), ("--seeds", "2")):  # nothing is left to do, or another seed
+        done = call(place, monkeypatch, what, results, "--only", "softmax/he", "--data-dir", str(place / "others"), *more)
+        assert done.exit_code == 1
+        assert "or another seed of it, on other images of mnist (SHA-256 of those to train and to test with: " in done.output
+    assert len(rows(results)) == 1
     again = call(place, monkeypatch, what, results, "--only", "hinge/he")
     assert "goes on from iteration" in again.output
     assert "origins" not in rows(results)[1]
@@ -409,7 +414,7 @@ def test_an_interruption_says_how_to_go_on(place, tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "goodinit: interrupted; the same command goes on where this one was" in output
+    assert "goodinit: interrupted; the same command goes on from the last checkpoint" in output
     assert "Traceback" not in output
 
 
@@ -475,3 +480,12 @@ def test_results_that_cannot_be_kept(place, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("x")
     done = call(place, monkeypatch, experiment(place, 3), tmp_path / "file" / "r")
     assert (done.exit_code, "goodinit: cannot make the folder" in done.output) == (1, True), done.output
+
+
+def test_the_name_of_a_folder_makes_no_path(tmp_path):
+    """Nothing is written outside of the folder of the results, wherever the images are."""
+    run = run_of("training", {"data": str(tmp_path / "a set"), "network": "fitnet1"}, "")
+    results = Results(tmp_path / "r")
+    assert results.checkpoint(run).parent == tmp_path / "r" / ".checkpoints"
+    assert results.weights(run).parent == tmp_path / "r" / "weights"
+    assert results.checkpoint(run_of("training", {"data": "../x", "network": "fitnet1"}, "")).name.startswith("x-fitnet1-maxout")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +42,8 @@ def read_split(repository: str, split: Split, data_dir: Path | None = None, *, r
     if data_dir is not None:
         kind, files = files_of(repository, data_dir)
         with reading(" and ".join(files[split])), quiet(datasets):
-            return datasets.load_dataset(kind, data_files=dict(files), split=split + rows)
+            # One split alone: of several the first one's classes would be taken for those of all.
+            return datasets.load_dataset(kind, data_files={split: [as_pattern(f) for f in files[split]]}, split=split + rows)
     with reading(f"{repository} from the Hugging Face hub", fetched=True), quiet(datasets):
         if split == "train":
             return datasets.load_dataset(repository, split=split + rows)
@@ -86,7 +88,7 @@ def files_of(repository: str, data_dir: Path) -> tuple[str, dict[Split, list[str
     """The files of the train and test sets, in the folder or, as sets lie side by side, in its subfolder; and how to read them.
 
     Returns:
-        ``"parquet"`` and the files, or ``"imagefolder"`` and patterns of image files in folders by class.
+        ``"parquet"`` and the files, or ``"imagefolder"`` and the folder of each set, whose folders are the classes.
 
     Raises:
         OptionError: there is no such folder.
@@ -122,9 +124,14 @@ def _parquet_files(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def _class_folders(folder: Path, names: tuple[str, ...]) -> list[str]:
-    """A pattern of all files of the first of these splits that is a folder of folders."""
+    """The first of these splits that is a folder of folders."""
     splits = (folder / name for name in names)
-    return next(([f"{split}/*/**"] for split in splits if any(path.is_dir() for path in split.glob("*"))), [])
+    return next(([str(split)] for split in splits if any(path.is_dir() for path in split.glob("*"))), [])
+
+
+def as_pattern(path: str) -> str:
+    """What ``datasets`` reads a file by, or all files in the folders of a folder: its paths are patterns."""
+    return glob.escape(path) + ("/*/**" if Path(path).is_dir() else "")
 
 
 def title_of(repository: str) -> str:

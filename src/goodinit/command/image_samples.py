@@ -11,13 +11,12 @@ from torch import Tensor
 
 from goodinit.command.samples import Samples, Wanted
 from goodinit.errors import DataError, OptionError, require
-from goodinit.hub import quiet, reading
+from goodinit.hub import as_pattern, quiet, reading
+from goodinit.image_modes import GRAY, shallow
 from goodinit.progress import progress
 
 SIZE = 224
 _BUFFER = 1000
-_DEEP = frozenset({"I", "I;16", "I;16B"})  # of 16 bits
-_GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})  # Pillow's names; images of other modes are made RGB
 
 
 def folder_samples(folder: Path, wanted: Wanted) -> Samples:
@@ -54,7 +53,7 @@ def _parquet_samples(folder: Path, wanted: Wanted) -> Samples:
         raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {shown}")
     datasets = _datasets()
     with reading(str(folder)), quiet(datasets):
-        rows = datasets.load_dataset("parquet", data_files=files, split="train")
+        rows = datasets.load_dataset("parquet", data_files=[as_pattern(file) for file in files], split="train")
         found = list(rows.select(_drawn(len(rows), wanted)))
     return _samples_of_rows(found, wanted, f"{len(found)} of {len(rows):,} images", repr(str(folder)))
 
@@ -142,7 +141,7 @@ def _opened(Image: Any, path: Path) -> Any:  # noqa: N803 - a module whose name 
 def _samples(images: Sequence[Any], labels: Sequence[int] | None, wanted: Wanted, text: str) -> Samples:
     require("numpy", extra="data")
     size = (wanted.image_size, wanted.image_size) if wanted.image_size else _size(images)
-    grey = all(image.mode in _GREY for image in images)
+    grey = all(image.mode in GRAY for image in images)
     pixels = torch.stack(list(_pixels(images, size, grey=grey)))
     mean, std = pixels.mean((0, 2, 3), keepdim=True), pixels.std((0, 2, 3), keepdim=True)
     tensors: dict[str, Tensor] = {"images": (pixels - mean) / std.clamp_min(1e-6)}
@@ -159,23 +158,17 @@ def _size(images: Iterable[Any]) -> tuple[int, int]:
     return sizes.pop() if len(sizes) == 1 else (SIZE, SIZE)
 
 
-def _shallow(image: Any) -> Any:
-    """The 16 bits that some grey images have as floats from 0 to 255: Pillow would cut them off in any other mode."""
-    is_deep = image.mode in _DEEP and image.getextrema()[1] > 255
-    return image.convert("F").point(lambda value: value * (1 / 257) + 0) if is_deep else image
-
-
 def _pixels(images: Iterable[Any], size: tuple[int, int], *, grey: bool) -> Iterator[Tensor]:
     """Images as (channels, height, width): cut to the shape asked for, then scaled."""
     import numpy as np  # noqa: PLC0415 - needs the extra
     from PIL import ImageOps  # noqa: PLC0415
 
     for image in images:
-        shallow = _shallow(image)
+        plain = shallow(image)
         if grey:
-            converted = shallow.convert("L" if shallow.mode == "LA" else shallow.mode).convert("F")
+            converted = plain.convert("L" if plain.mode == "LA" else plain.mode).convert("F")
         else:
-            converted = (shallow.convert("L") if shallow.mode == "F" else shallow).convert("RGB")
+            converted = (plain.convert("L") if plain.mode == "F" else plain).convert("RGB")
         fitted = converted if image.size == size else ImageOps.fit(converted, size)
         array = np.array(fitted, dtype=np.float32)
         yield torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)

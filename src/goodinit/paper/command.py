@@ -325,7 +325,7 @@ def _taken_up_again() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo("goodinit: interrupted; the same command goes on where this one was", err=True)
+        typer.echo("goodinit: interrupted; the same command goes on from the last checkpoint (see --save-every)", err=True)
         sys.exit(130)
 
 

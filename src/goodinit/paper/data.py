@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ REPOSITORIES = {
 }
 # What some of them are known to be: (channels, height, width), number of classes.
 _KNOWN = {"mnist": ((1, 28, 28), 10), "cifar10": ((3, 32, 32), 10), "cifar100": ((3, 32, 32), 100)}
-_FORMAT = 1  # of the cache
+_FORMAT = 2  # of the cache
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,24 @@ class Images:
     def first(self, count: int | None) -> Images:
         """The first ``count`` images; all for None."""
         return Images(self.pixels[:count], self.labels[:count], self.facts)
+
+    def with_classes_of(self, training: Images, name: str) -> Images:
+        """With the labels that the training images of the same classes have: each part may count its own.
+
+        Raises:
+            DataError: there are images of classes that the training images do not know.
+        """
+        own, known = self.facts.classes, training.facts.classes
+        if own == known:
+            return self
+        places = {each: i for i, each in enumerate(known)}
+        if unknown := [own[i] for i in self.labels.unique().tolist() if own[i] not in places]:
+            raise DataError(
+                f"test images of {name} are of classes that the training images do not have: {_some(unknown)}; those have "
+                f"{_some(known)}"
+            )
+        labels = torch.tensor([places.get(each, -1) for each in own])[self.labels]
+        return Images(self.pixels, labels, replace(self.facts, classes=known))
 
     def to(self, device: torch.device) -> Images:
         """On a GPU if they take less than half of its free memory; otherwise, and on the CPU, the memory-mapped file itself."""
@@ -108,13 +127,17 @@ def load(
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         shapes = [tuple(part.pixels.shape[1:]) for part in parts]
         raise DataError(f"the training images of {name} are of shape {shapes[0]}, its test images of shape {shapes[1]}")
-    found = ImageSet(name, train, test)
+    found = ImageSet(name, train, test.with_classes_of(train, name))
     if name in _KNOWN and not size and (found.shape, found.classes) != _KNOWN[name]:
         raise DataError(
             f"{title_of(name)} has {_KNOWN[name][1]} classes of images of shape {_KNOWN[name][0]}; what is in "
             f"{str(data_dir) if data_dir else REPOSITORIES[name]!r} has {found.classes} of shape {found.shape}"
         )
     return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def default_cache() -> Path:

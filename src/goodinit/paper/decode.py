@@ -8,7 +8,7 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from goodinit.errors import DataError
+from goodinit.image_modes import in_eight_bits
 
 FACTS = "facts.json"  # written last
 _LABELS = ("label", "fine_label", "labels")
@@ -60,11 +61,7 @@ def decode(rows: Any, what: str, wish: Wish, folder: Path) -> None:
         DataError: no such columns, images of different sizes, broken ones, labels that are none, a full disk.
     """
     image, label = _columns(rows, what)
-    labels = np.asarray(rows[label], dtype=np.int64)
-    names = getattr(rows.features[label], "names", None) or [str(i) for i in range(int(labels.max(initial=0)) + 1)]
-    outside = np.flatnonzero((labels < 0) | (labels >= len(names)))
-    if len(outside):
-        raise DataError(f"the {what} have {len(names)} classes; the label of image {outside[0]} is {labels[outside[0]]}")
+    labels, names = _labels(list(rows[label]), getattr(rows.features[label], "names", None), what)
     source = _Source(rows, image, what, wish)
     with _whole(folder) as unfinished:
         digest, encodings = _write_pixels(unfinished / "pixels.npy", source)
@@ -72,6 +69,25 @@ def decode(rows: Any, what: str, wish: Wish, folder: Path) -> None:
         digest.update(labels.tobytes())
         facts = Facts(tuple(names), dict(encodings), digest.hexdigest())
         (unfinished / FACTS).write_text(json.dumps(asdict(facts)), encoding="utf-8")
+
+
+def _labels(values: Sequence[Any], names: Sequence[str] | None, what: str) -> tuple[np.ndarray, Sequence[str]]:
+    """Labels from 0 on, and the names of the classes: those that the set has, or its labels themselves, in order."""
+    if names is None:
+        kinds = {type(value) for value in values}
+        if not (kinds <= {int, bool} or kinds == {str}):
+            kind = str if isinstance(values[0], str) else int
+            place = next(i for i, value in enumerate(values) if not isinstance(value, kind))
+            raise DataError(
+                f"labels must be whole numbers, or all of them names; of the {what} that of image {place} is {values[place]!r}"
+            )
+        classes = sorted(value for value in set(values) if isinstance(value, str) or value >= 0)
+        places, names = {value: i for i, value in enumerate(classes)}, [str(value) for value in classes]
+    else:
+        places = {i: i for i in range(len(names))}
+    if outside := [i for i, value in enumerate(values) if value not in places]:
+        raise DataError(f"the {what} have {len(names)} classes; the label of image {outside[0]} is {values[outside[0]]}")
+    return np.array([places[value] for value in values], dtype=np.int64), names
 
 
 def _columns(rows: Any, what: str) -> tuple[str, str]:
@@ -112,10 +128,12 @@ class _Source:
         try:
             with Image.open(io.BytesIO(file["bytes"]) if file["bytes"] else file["path"]) as opened:
                 encoding = str(opened.format)
-                image = opened if opened.mode == "L" else opened.convert("RGB")
+                image = in_eight_bits(opened)
                 if size:
                     image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
                 array = np.asarray(image)
+        except DataError as error:
+            raise DataError(f"image {place} of the {self.what} {error}") from error
         except Exception as error:
             raise DataError(f"image {place} of the {self.what} cannot be decoded ({type(error).__name__}: {error})") from error
         return array[None] if array.ndim == 2 else array.transpose(2, 0, 1), encoding

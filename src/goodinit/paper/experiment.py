@@ -29,11 +29,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from goodinit.errors import OptionError, did_you_mean, is_number
-from goodinit.paper.catalogue import HERE, content, names, path_of
+from goodinit.paper.catalogue import BUDGETS, HERE, content, names, path_of
 from goodinit.paper.config import KINDS, Run, Training, refuse_unknown, run_of
 
 _KEYS = ("title", "source", "note", "kind", "recipe", "set", "columns", "score", "figure", "rows", "where", "budgets")
@@ -82,6 +83,8 @@ class Experiment:
     """By name, what is done with it."""
     cells: Mapping[str, tuple[Cell, ...]]
     """By budget, row by row."""
+    refused: Mapping[str, str]
+    """Budgets that do not go with its settings, and why."""
     published: Mapping[str, Mapping[str, float | str]]
     """By row and column."""
 
@@ -91,6 +94,8 @@ class Experiment:
         Raises:
             OptionError: an unknown budget, or a pattern that means none.
         """
+        if budget in self.refused:
+            raise OptionError(self.refused[budget])
         if budget not in self.cells:
             known = ", ".join(self.cells)
             raise OptionError(f"--budget must be one of {known}; got {budget!r}{did_you_mean(budget, self.cells)}")
@@ -151,6 +156,9 @@ def read(path: Path) -> Experiment:
     refuse_unknown(file, _KEYS, where)
     if not isinstance(file.get("title"), str) or not file.get("rows"):
         raise OptionError(f"{where}: an experiment needs a title and rows")
+    for key in ("source", "note"):
+        if not isinstance(file.get(key, ""), str):
+            raise OptionError(f"{where}: the {key} must be a text; got {file[key]!r}")
     if not isinstance(file["rows"], list):
         raise OptionError(f"{where}: rows are written [[rows]], one after the other; got {file['rows']!r}")
     _one_of(file.get("kind", "training"), tuple(KINDS), f"{where}: kind")
@@ -162,8 +170,12 @@ def read(path: Path) -> Experiment:
         for key in ("title", "panel"):
             if not isinstance(row.get(key, ""), str):
                 raise OptionError(f"{where}: the {key} of the row {row['name']!r} must be a text; got {row[key]!r}")
+        times = file.get("kind") == "timing"
         for figure in _published(row).values():
-            if not is_number(figure) and figure != "n/c":
+            number = float(figure) if is_number(figure) else nan
+            if times and not 0 < number < inf:
+                raise OptionError(f"{where}: what is published of times is a positive number of seconds; got {figure!r}")
+            if not times and figure != "n/c" and not isfinite(number):
                 raise OptionError(f"{where}: what is published is a number, or 'n/c' (did not converge); got {figure!r}")
     names_ = [row["name"] for row in file["rows"]]
     if len(set(names_)) < len(names_):
@@ -174,6 +186,18 @@ def read(path: Path) -> Experiment:
     budgets = {**built_in, **_table(file.get("budgets", {}), f"{where}: budgets")}
     for name, budget in budgets.items():
         refuse_unknown(_table(budget, f"{where}: budgets.{name}"), ("note", "set", "where"), f"{where}: budgets.{name}")
+        _table(budget.get("set", {}), f"{where}: budgets.{name}.set")
+        if not isinstance(budget.get("note", ""), str):
+            raise OptionError(f"{where}: budgets.{name}: the note must be a text; got {budget['note']!r}")
+    cells: dict[str, tuple[Cell, ...]] = {}
+    refused: dict[str, str] = {}
+    for name, budget in budgets.items():
+        try:
+            cells[name] = tuple(_cells(file, budget, f"{where}, {name}"))
+        except OptionError as error:  # noqa: PERF203 - of several budgets
+            if name in file.get("budgets", {}) or name == BUDGETS[-1]:
+                raise
+            refused[name] = str(error)  # it is one that comes with goodinit, and may not be asked for
     experiment = Experiment(
         path.stem,
         path.stem if path.parent == HERE / "experiments" else path.name if path.is_absolute() else str(path),
@@ -185,7 +209,8 @@ def read(path: Path) -> Experiment:
         {row["name"]: row["title"] for row in file["rows"] if "title" in row},
         {row["name"]: row["panel"] for row in file["rows"] if "panel" in row},
         {name: budget.get("note", "") for name, budget in budgets.items()},
-        {name: tuple(_cells(file, budget, f"{where}, {name}")) for name, budget in budgets.items()},
+        cells,
+        refused,
         {row["name"]: _published(row) for row in file["rows"]},
     )
     _check_figure(experiment, where)
@@ -250,18 +275,23 @@ def _with_exceptions(settings: Table, exceptions: Sequence[Table], where: str) -
 
 
 def _shrunk(settings: Table, budget: Table, where: str) -> Table:
-    """Settings for a budget: where it has fewer iterations, milestones move in proportion."""
+    """Settings for a budget: where it has fewer iterations, milestones move in proportion, and so does the end."""
     asked = budget.get("set", {})
-    if "iterations" in asked and "milestones" in settings and "milestones" not in asked:
+    moving = [key for key in ("milestones", "stop") if key in settings and key not in asked]
+    if "iterations" in asked and moving:
         whole = settings.get("iterations", Training.iterations)
-        given = [asked["iterations"], whole, *_list(settings["milestones"], f"{where}: milestones")]
-        wrong = [value for value in given if not (is_number(value) and value >= 0)]
+        milestones = _list(settings.get("milestones", []), f"{where}: milestones")
+        given = [asked["iterations"], whole, *milestones, settings.get("stop", 0)]
+        wrong = [value for value in given if not (is_number(value) and 0 <= value < float("inf"))]
         if wrong or not whole:
             raise OptionError(
-                f"{where}: iterations and milestones must be numbers, iterations 1 or more; got {[*wrong, whole][0]!r}"
+                f"{where}: iterations, milestones and stop must be numbers, iterations 1 or more; got {[*wrong, whole][0]!r}"
             )
         share = asked["iterations"] / whole
-        settings = {**settings, "milestones": [round(milestone * share) for milestone in settings["milestones"]]}
+        moved: dict[str, Any] = {"milestones": [round(milestone * share) for milestone in milestones]}
+        if settings.get("stop"):
+            moved["stop"] = max(1, round(settings["stop"] * share))
+        settings = {**settings, **{key: value for key, value in moved.items() if key in moving}}
     return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from goodinit.files import write_whole
 from goodinit.paper.experiment import Experiment, experiments
 from goodinit.paper.figures import draw
-from goodinit.paper.results import Result
+from goodinit.paper.results import Result, images_of
 from goodinit.paper.summary import summary
 from goodinit.paper.tables import (
     TRAINED,
@@ -220,9 +220,12 @@ def _each(values: Iterable[str]) -> str:
 
 
 def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What the images were stored as, where that loses something of them."""
+    """What the images were stored as, where that loses something of them; and sets that are not the same in all rows."""
     lossy: dict[str, str] = {}
+    different: dict[tuple[str, int], set[tuple[str | None, ...]]] = {}
     for row in rows:
+        if row["run"]["kind"] == "training":
+            different.setdefault((row["run"]["data"], row["run"]["image_size"]), set()).add(images_of(row.get("data", {})))
         parts = {word: row.get("data", {}).get(part) for part, word in (("train", "training"), ("test", "test"))}
         some = [
             f"{count:,} lossy JPEG files among {facts['images']:,} {word} images"
@@ -231,4 +234,4 @@ def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         ]
         if some:
             lossy[row["run"]["data"]] = f"{row['run']['data']} from {' and '.join(some)}"
-    return list(lossy.values())
+    return [*lossy.values(), *(f"{name} in {len(sets)} different sets" for (name, _), sets in different.items() if len(sets) > 1)]

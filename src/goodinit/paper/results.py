@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import get_num_threads
 
-from goodinit.errors import GoodinitError, OptionError
+from goodinit.errors import DataError, GoodinitError, OptionError
 from goodinit.paper.config import KINDS, Run, Timing, Training, Walk, run_of
 from goodinit.paper.files import append_line, read_lines
 from goodinit.paper.outcome import Outcome
@@ -59,6 +60,16 @@ def _has(row: Any, key: str, *more: str) -> bool:
     return isinstance(row, dict) and key in row and (not more or _has(row[key], *more))
 
 
+def images_of(data: Mapping[str, Any]) -> tuple[str | None, ...]:
+    """What tells the images that a row is of from others: digests of those to train with, and to test with."""
+    return tuple(data.get(part, {}).get("sha256") for part in ("train", "test"))
+
+
+def _file_name(run: Run) -> str:
+    """For people and programs; of a set whose name is a path no path."""
+    return "-".join([*re.findall(r"[\w.=]*[\w=][\w.=]*", str(run)), run.key]).lstrip(".")
+
+
 class Results:
     """A folder of rows and of the checkpoints of runs that are not finished."""
 
@@ -68,11 +79,11 @@ class Results:
 
     def weights(self, run: Run) -> Path:
         """Where the final weights of a run are kept that others need."""
-        return self.folder / "weights" / f"{run}-{run.key}.safetensors"
+        return self.folder / "weights" / f"{_file_name(run)}.safetensors"
 
     def checkpoint(self, run: Run) -> Path:
         """Where the state of an unfinished run is kept."""
-        return self.folder / ".checkpoints" / f"{run}-{run.key}.pt"
+        return self.folder / ".checkpoints" / f"{_file_name(run)}.pt"
 
     def read(self) -> list[Result]:
         """All rows, in the order in which the runs ended.
@@ -99,6 +110,23 @@ class Results:
     def has(self, run: Run, device: str) -> bool:
         """Whether a run is finished."""
         return any(result.is_of(run, device) for result in self.read())
+
+    def check_images(self, run: Training, data: Mapping[str, Any]) -> None:
+        """Refuse a training on other images than those that the same run had, with this seed or another one.
+
+        Raises:
+            DataError: they are others.
+        """
+        asked, now = replace(run, seed=0), images_of(data)
+        for result in self.read():
+            before = images_of(result.row.get("data", {}))
+            if result.of_any_seed == asked and before != now and any(before):
+                were, are = (" and ".join(str(digest)[:12] for digest in each) for each in (before, now))
+                raise DataError(
+                    f"rows in {str(self.file)!r} have {run}, or another seed of it, on other images of {run.data} (SHA-256 of "
+                    f"those to train and to test with: {were}; now {are}), and a cell is of one set: name another folder with "
+                    "--results, or take these rows out"
+                )
 
     def add(self, row: Row) -> None:
         """Append a row.

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from goodinit.paper.audience import Audience
-from goodinit.paper.config import Run
+from goodinit.paper.config import Run, Training
 from goodinit.paper.experiment import Cell
 from goodinit.paper.files import BusyError, locked
 from goodinit.paper.order import Order
@@ -53,4 +54,7 @@ def reproduce(
 def in_this_process(order: Order, results: Results, provenance: Provenance, audience: Audience, todo: Todo) -> Counter[str]:
     """One run after the other."""
     worker = Worker(order, results, provenance, audience)
+    if order.data_dir is not None and not todo:  # whose rows may be of another folder's images
+        for run in {replace(run, seed=0) for _, run in order.runs() if isinstance(run, Training)}:
+            worker.images(run)
     return Counter(worker.finish(cell, run) for cell, run in todo)

@@ -106,6 +106,16 @@ class Worker:
             if self._world.first and verdict != LEFT:
                 path.unlink(missing_ok=True)
 
+    def images(self, run: Training) -> ImageSet:
+        """Its set.
+
+        Raises:
+            DataError: it cannot be read, or rows of the same run are of another one.
+        """
+        images = self._sets.of(run)
+        self._results.check_images(run, _facts(images, self._order.data_dir))
+        return images
+
     @property
     def _device(self) -> torch.device:
         return torch.device(self._order.device)
@@ -113,7 +123,7 @@ class Worker:
     def _trained(self, run: Training, teacher: nn.Module | None = None, observer: Observer | None = None) -> tuple[Row, Outcome]:
         """Train; returns what its row says."""
         order = self._order
-        images = self._sets.of(run)
+        images = self.images(run)
         checkpoint = Checkpoint(self._results.checkpoint(run), run, seconds=order.checkpoint_seconds)
         outcome = train(
             run,
