@@ -132,3 +132,9 @@ def test_what_a_killed_process_left_is_deleted(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
     delete_unfinished(file)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".a[1].lock", "a[1]"]
+
+
+@pytest.mark.parametrize(("name", "reason"), [("x" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+def test_names_that_no_file_can_have(tmp_path, name, reason):
+    with pytest.raises(OptionError, match=f"a thing cannot be saved as .*: {reason}; name a file in a folder"):
+        check_writable(tmp_path / name, what="a thing", example="x")

@@ -50,6 +50,12 @@ def test_behind_nan_everything_suffers():
     assert kinds_and_healths(signal("std", [1.0, math.nan, 1.0])) == ({"non-finite"}, ["healthy", "fault", "affected"])
 
 
+def test_units_that_are_the_same_are_where_they_are():
+    kinds, healths = kinds_and_healths(signal("same_units", [None, False, True, True]))
+    assert kinds == {"same-units"}
+    assert healths == ["healthy", "healthy", "fault", "affected"]
+
+
 def test_dead_units_are_where_they_are():
     kinds, healths = kinds_and_healths(signal("dead", [0.0, 0.9, 0.1, 0.8, 0.0], activation="relu"))
     assert kinds == {"dead"}

@@ -378,7 +378,7 @@ def test_a_single_layer_without_a_gradient_is_by_design():
 
     assert kinds(with_gradients(norms)[:5]) == []  # a router that is asked for its largest output alone
     (found,) = findings_of(with_gradients([0.0, *norms]), loss=None, lr=None)
-    assert "at 0.weight nothing of it is left" in found.text
+    assert "No gradient reaches 0.weight to 1.weight, 2 layers" in found.text
 
 
 def test_units_are_judged_where_there_are_enough_elements():
@@ -577,6 +577,141 @@ def test_logits_of_unit_variance_are_not_overconfident(classes):
     assert found.healthy
     each = nn.CrossEntropyLoss(reduction="none")
     assert measure(model, (x, y), lambda z, t: each(z, t).sum()).cross_entropy is None  # not of one sample
+
+
+class Scaled(nn.Module):
+    """Cosine similarities to prototypes, times a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.trunk, self.w, self.factor = nn.Linear(20, 64), nn.Parameter(torch.randn(10, 64)), factor
+
+    def forward(self, x):
+        return self.factor * F.linear(F.normalize(self.trunk(x).relu()), F.normalize(self.w))
+
+
+def test_a_temperature_is_by_design():
+    torch.manual_seed(0)
+    batch = torch.randn(128, 20), torch.randint(10, (128,))
+    signal = measure(Scaled(64), batch, F.cross_entropy)
+    assert signal.cross_entropy[0] > 10
+    assert signal.cross_entropy[2] == ""
+    assert signal.healthy
+
+
+LOSSES = {
+    "log_softmax": lambda z, y: F.nll_loss(F.log_softmax(z, 1), y),
+    "method": lambda z, y: F.nll_loss(z.log_softmax(-1).view(128, 10), y),
+    "module": lambda z, y: nn.NLLLoss()(nn.LogSoftmax(1)(z), y),
+    "sum": lambda z, y: F.cross_entropy(z, y, reduction="sum"),
+    "sum of shares": lambda z, y: F.cross_entropy(z, F.one_hot(y, 10).float(), reduction="sum"),
+    "sum without some": lambda z, y: F.cross_entropy(z, torch.where(torch.arange(128) < 64, y, -100), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_cross_entropies_of_every_kind(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 10))
+    with torch.no_grad():
+        model[2].weight.mul_(200)
+    x, y = torch.randn(128, 20), torch.randint(10, (128,))
+    signal = measure(model, (x, y), LOSSES[kind])
+    kept = slice(0, 64) if "without" in kind else slice(None)
+    expected = F.cross_entropy(model(x)[kept], y[kept]).item()
+    assert signal.cross_entropy == (pytest.approx(expected, rel=1e-5), 10, "2.weight")
+    assert [(found.kind, found.layer) for found in signal.findings] == [("overconfident", "2.weight")]
+
+
+class Cut(nn.Module):
+    """The gradient ends behind some layers."""
+
+    def __init__(self, depth, behind):
+        super().__init__()
+        self.layers, self.behind = nn.ModuleList(nn.Linear(32, 32) for _ in range(depth)), behind
+
+    def forward(self, x):
+        for i, layer in enumerate(self.layers):
+            x = layer(x).tanh()
+            x = x.detach() if i + 1 == self.behind else x
+        return x
+
+
+@pytest.mark.parametrize("initialized", [False, True])
+def test_a_gradient_that_is_cut_is_told_of_whatever_the_weights(initialized):
+    torch.manual_seed(0)
+    model, batch = Cut(6, 3), (torch.randn(64, 32), torch.randint(32, (64,)))
+    if initialized:
+        lsuv_(model, batch[0])
+    found = measure(model, batch, F.cross_entropy).findings
+    assert [(f.kind, f.layer) for f in found] == [("gradient-vanishing", "layers.0.weight")]
+    assert "No gradient reaches layers.0.weight to layers.2.weight, 3 layers" in found[0].text
+    assert "LSUV" not in found[0].advice
+
+
+def test_a_gradient_that_has_faded_is_not_cut():
+    def gradients(*values):
+        return [dataclasses.replace(layer, grad_std=v) for layer, v in zip(layers([1.0] * len(values)), values, strict=True)]
+
+    cut, faded = (findings_of(gradients(*values), loss=1.0, lr=None) for values in ((0, 0, 1, 1), (0, 0, 1e-30, 1e-20, 1e-10, 1)))
+    assert "is cut before" in cut[0].text
+    assert "nothing of it is left" in faded[0].text
+    assert not findings_of(gradients(0, 1, 1, 1), loss=1.0, lr=None)
+
+
+def test_units_that_are_all_the_same():
+    torch.manual_seed(0)
+    model, batch = mlp(4, nn.Tanh), data()
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            nn.init.constant_(layer.weight, 0.05)
+    found = judged(model)
+    assert found["same-units"].layer == "0.weight"
+    assert "in 5 of 5 layers" in found["same-units"].text
+    assert "same-units" not in judged(with_lsuv(model))
+    on_a_line = measure(mlp(4, nn.Tanh), (batch[0][:, :1].expand(-1, WIDTH).contiguous(), batch[1]), F.cross_entropy)
+    assert "same-units" not in {f.kind for f in on_a_line.findings}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_broken_is_named(bad):
+    model = mlp(3, nn.ReLU)
+    with torch.no_grad():
+        model[2].weight[0] = bad
+    signal = measure(model, data()[0])
+    assert signal.findings[0].text.startswith("The weight 2.weight holds NaN or infinity (linear, 2 of 4)")
+    assert signal[1].dead is None  # of NaN
+
+
+def test_dead_units_behind_a_normalization_are_its_own():
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU())))
+    for norm in model[1::3]:
+        nn.init.constant_(norm.bias, -5)
+    assert "whose bias and gain say where its outputs are" in judged(model)["dead"].advice
+
+
+def test_a_gate_of_0_is_not_mended_by_factors():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = mlp(4, nn.Tanh, head=False), mlp(4, nn.Tanh)
+
+        def forward(self, x):
+            return self.last(self.first(x) * 0.0)
+
+    found = judged(with_lsuv(Gated()))
+    assert "vanishing" in found
+    assert all("LSUV mends" not in finding.advice for finding in found.values())
+
+
+def test_inputs_that_are_nearly_the_same_for_all_samples():
+    torch.manual_seed(0)
+    x = torch.randn(WIDTH) + 0.02 * torch.randn(64, WIDTH)
+    notes = measure(mlp(3, nn.ReLU), x).notes
+    assert any(note.startswith("The input (argument 0) is nearly the same for all samples: of its std") for note in notes), notes
+    assert not any("nearly the same" in note for note in measure(mlp(3, nn.ReLU), torch.randn(64, WIDTH)).notes)
+    assert not any("nearly the same" in note for note in measure(mlp(3, nn.ReLU), x[:1]).notes)
 
 
 def test_inputs_far_from_unit_variance_are_told():

@@ -88,18 +88,20 @@ def check_writable(path: Path, *, what: str, example: str) -> None:
     """
     if _is_special(path):
         raise OptionError(f"{what} cannot be saved as {str(path)!r}, which is a device or a pipe; name a file")
-    if path.is_dir():
+    try:
+        is_folder, is_new = path.is_dir(), not path.exists()
+        if not is_folder:
+            with path.open("ab"):  # asks the file system itself, and leaves a file that is there as it is
+                pass
+    except (OSError, ValueError) as error:  # the latter of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise OptionError(
+            f"{what} cannot be saved as {str(path)!r}: {reason}; name a file in a folder that you can write to"
+        ) from error
+    if is_folder:
         raise OptionError(
             f"{what} cannot be saved as {str(path)!r}, which is a folder; name a file in it, {str(path / example)!r}"
         )
-    is_new = not path.exists()
-    try:
-        with path.open("ab"):  # asks the file system itself, and leaves a file that is there as it is
-            pass
-    except OSError as error:
-        raise OptionError(
-            f"{what} cannot be saved as {str(path)!r}: {error.strerror}; name a file in a folder that you can write to"
-        ) from error
     if is_new:
         path.unlink()
 

@@ -58,6 +58,8 @@ AUTO = "goodinit.lsuv_(model, data, target_std='auto')"
 
 def against_collapse(layers: Sequence[Layer]) -> str:
     """Samples become alike."""
+    if not all(layer.std for layer in layers):
+        return NO_FACTOR
     kind = activation_of(layers)
     if kind in _SIGMOIDS:
         return NO_SIGMOIDS
@@ -72,6 +74,8 @@ def against_collapse(layers: Sequence[Layer]) -> str:
 
 def against_small_gradients(layers: Sequence[Layer]) -> str:
     """The gradient vanishes on its way back."""
+    if not all(layer.std for layer in layers):
+        return NO_FACTOR
     if activation_of(layers) in _SIGMOIDS:
         return NO_SIGMOIDS
     if is_scaled(layers):

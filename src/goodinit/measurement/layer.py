@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 HEALTHY_UPDATES = (1e-3, 1e-2)
 """Relative updates with which the paper's networks converge (Figure 1)."""
@@ -55,6 +56,8 @@ class Layer:
     """The first axis counts the samples."""
     channels: int | None = None
     """Of the output: its units; None where it has no axis for them."""
+    same_units: bool | None = None
+    """Whether all units put out the same, but for a constant; None of fewer than two units or samples."""
     beside: str | None = None
     """The first layer that was given the same tensor, if this one is not it: an attention's queries for its keys, a head for the
     next one."""
@@ -86,12 +89,23 @@ class Layer:
         return None if self.weight_grad_norm is None else _ratio(lr * self.weight_grad_norm, self.weight_norm)
 
 
+class Input(NamedTuple):
+    """An argument of the forward that is data."""
+
+    name: str
+    mean: float
+    std: float
+    sample_std: float | None
+    """Between samples, as `Layer.sample_std`; None for one sample."""
+
+
 KINDS = {
     "nothing-measured": "the forward uses no weight that can be measured",
     "non-finite": "NaN or infinity in an output, a gradient or the loss",
     "vanishing": "outputs become smaller and smaller, or are lost at one layer; or all weights are zero",
     "exploding": "outputs become larger and larger, or burst at one layer",
     "same-samples": "the samples of the batch are the same for the model from its first layer on",
+    "same-units": "the units of a layer have equal weights, and stay equal in training",
     "collapse": "samples become alike on their way, or lie on a line in the end",
     "dead": "units that no sample switches on",
     "saturated": "elements where the next non-linearity is flat",

@@ -30,6 +30,7 @@ from goodinit.measurement.summaries import norms
 from goodinit.measurement.traces import Trace, activate, is_constant, layers_of, traced
 from goodinit.processes import sharded
 
+_LOG_SOFTMAX = frozenset({F.log_softmax, torch.log_softmax, Tensor.log_softmax})
 # Of how many uses of a weight the gradient is looked for: the first may be one that no gradient goes through.
 _USES = 8
 
@@ -48,6 +49,8 @@ class Observer:
         self._unmeasured: dict[str, str] = {}
         self.current: Operation | None = None
         self._trail: Trail[Trace] = Trail()
+        self._logs: Trail[str] = Trail()
+        """Of log-probabilities, with the layer whose output they are of."""
         self._shelf = Shelf()
         self._entropies: list[tuple[Tensor, int, str]] = []
         """Means of cross-entropies that were taken: of how many classes, and of which layer's output if that is known."""
@@ -110,12 +113,31 @@ class Observer:
         if function in NON_LINEARITIES and (activated := self._trail.find(given)) is not None and activated.activation is None:
             with torch.no_grad():
                 activate(activated, given.detach(), function, args[1:], kwargs)
-        out = self._trail.follow(function, args, kwargs, call)
-        if function is F.cross_entropy and kwargs.get("reduction", "mean") == "mean" and isinstance(given, Tensor):
-            source = self._trail.find(given)
-            name = "" if source is None else source.weight.name
-            self._entropies.append((out.detach(), given.shape[min(1, given.dim() - 1)], name))
+        out = self._logs.follow(function, args, kwargs, lambda: self._trail.follow(function, args, kwargs, call))
+        if function in _LOG_SOFTMAX and isinstance(out, Tensor):
+            self._logs.begin(out, self._name_of(given))
+        if function is F.cross_entropy and isinstance(given, Tensor):
+            self._note_entropy(given, self._name_of(given), args, kwargs, out)
+        elif function is F.nll_loss and (name := self._logs.find(given)) is not None:
+            self._note_entropy(given, name, args, kwargs, out)
         return out
+
+    def _name_of(self, tensor: object) -> str:
+        """Of the layer whose output a tensor is; empty if it is none's."""
+        source = self._trail.find(tensor)
+        return "" if source is None else source.weight.name
+
+    def _note_entropy(self, given: Tensor, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+        """A loss that was taken, the mean of cross-entropies or their sum, of logits or log-probabilities."""
+        reduction = kwargs.get("reduction", "mean")
+        classes = given.shape[min(1, given.dim() - 1)]
+        if reduction == "sum":
+            target = kwargs["target"] if "target" in kwargs else args[1]
+            shares = target.is_floating_point()  # of the classes
+            count = target.numel() / classes if shares else (target != kwargs.get("ignore_index", -100)).sum()
+            out = out / count
+        if reduction in ("mean", "sum"):
+            self._entropies.append((out.detach(), classes, name))
 
     # The way back.
 
@@ -173,12 +195,11 @@ class Observer:
         return tuple(self._unmeasured.items())
 
     def cross_entropy(self) -> tuple[float, int, str] | None:
-        """The largest of them in the loss of guessing. One alone whose layer is not known is of the last one, mostly."""
+        """The largest of them in the loss of guessing; the name is empty where no layer's output is its argument."""
         found = [(value.item(), classes, name) for value, classes, name in self._entropies]
         if not found:
             return None
-        value, classes, name = max(found, key=lambda each: each[0] / math.log(each[1]) if each[1] > 1 else 0.0)
-        return value, classes, name or (list(self.traces)[-1] if len(found) == 1 and self.traces else "")
+        return max(found, key=lambda each: each[0] / math.log(each[1]) if each[1] > 1 else 0.0)
 
     def layers(self) -> tuple[Layer, ...]:
         """All measurements as numbers: only now is the device waited for."""

@@ -15,6 +15,7 @@ from goodinit.batches import Call, Forward, first_call
 from goodinit.errors import OptionError, annotate, is_number
 from goodinit.interception.computed import Sources
 from goodinit.interception.intercept import intercept
+from goodinit.measurement.layer import Input
 from goodinit.measurement.losses import Loss, Objective
 from goodinit.measurement.observer import Observer
 from goodinit.measurement.signals import Finding, Layer, Signal
@@ -103,14 +104,15 @@ def measure(
     )
 
 
-def _inputs(call: Call) -> tuple[tuple[str, float, float], ...]:
-    """Mean and std of the arguments that are data: real, and of several numbers a sample. Sparse ones are relations mostly."""
+def _inputs(call: Call) -> tuple[Input, ...]:
+    """Of the arguments that are data: real, and of several numbers a sample. Sparse ones are relations mostly."""
     found = []
     for name, x in call.tensors():
         is_data = x.is_floating_point() and x.dim() > 1 and x.numel() > 1 and "mask" not in name
         if is_data and x.layout is torch.strided and not sharded.is_sharded(x):
             wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-            found.append((name, wide.mean().item(), wide.std(correction=0).item()))
+            between = wide.var(0, correction=0).mean().sqrt().item() if len(x) > 1 else None
+            found.append(Input(name, wide.mean().item(), wide.std(correction=0).item(), between))
     return tuple(found)
 
 

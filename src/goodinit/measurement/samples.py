@@ -8,6 +8,8 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from goodinit.ledger import fetched, held
+
 # The smaller and the larger side of the matrix that is taken of an output: rows x channels, or channels x rows.
 _SHORT, _LONG = 32, 256
 # Elements of it that histograms are taken of.
@@ -18,6 +20,8 @@ BINS, REACH = 40, 4.0
 _ROUNDING = 4
 # Layers that are worked on at once.
 _TOGETHER = 32
+# Differences between numbers that are equal but for it, in their size.
+_EQUAL = 1e-4
 
 
 # Elements of memory that is taken at once for what is kept.
@@ -124,3 +128,18 @@ def _stacks(rows: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
             some = places[start : start + _TOGETHER]
             stack = torch.stack([rows[i] for i in some])
             yield some, stack.to(torch.promote_types(stack.dtype, torch.float32))
+
+
+def same_units(rows: Sequence[Tensor]) -> list[bool | None]:
+    """Of each layer's rows, whether all of its channels are the same but for a constant; waits for the device once."""
+    judged = [i for i, x in enumerate(rows) if min(x.shape) > 1]
+    found: list[bool | None] = [None] * len(rows)
+    for i, ratio in zip(judged, fetched([held(_difference(rows[i])) for i in judged]), strict=True):
+        found[i] = ratio < _EQUAL
+    return found
+
+
+def _difference(rows: Tensor) -> Tensor:
+    """The most that two channels differ by, in the most that one varies by; NaN where nothing varies."""
+    moved = rows - rows.mean(0)
+    return (moved - moved[:, :1]).abs().amax() / moved.abs().amax()

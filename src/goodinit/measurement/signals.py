@@ -15,7 +15,7 @@ from goodinit.canvas import Theme
 from goodinit.errors import OptionError, UnhealthyError, did_you_mean
 from goodinit.files import for_json, write_whole
 from goodinit.measurement.comparison import Comparison
-from goodinit.measurement.layer import KINDS, Finding, Layer
+from goodinit.measurement.layer import KINDS, Finding, Input, Layer
 from goodinit.measurement.units import share
 from goodinit.measurement.verdict import findings_of, unjudged, unusual, verdict_on
 from goodinit.report import no_such_weight, number, percent, printed, rich_table, table
@@ -45,7 +45,7 @@ class Signal:
     cross_entropy: tuple[float, int, str] | None = None
     """Where the loss takes one: its mean over the batch, of how many classes, and of which layer's output (empty if that is not
     known); of several the largest beside that of guessing."""
-    inputs: tuple[tuple[str, float, float], ...] = ()
+    inputs: tuple[Input, ...] = ()
     """What the model was given: each argument of real numbers with its mean and std."""
 
     @cached_property
@@ -66,7 +66,7 @@ class Signal:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict does not cover: odd inputs, weights that were not measured, what one sample does not show."""
-        return (*unusual(self.inputs), *unjudged(self.layers, self.unmeasured))
+        return (*unusual(self.inputs, faults=bool(self.findings)), *unjudged(self.layers, self.unmeasured))
 
     def assert_healthy(self, *, allow: Iterable[str] = ()) -> None:
         """Raise unless nothing is wrong: for a test-suite.
@@ -149,7 +149,10 @@ class Signal:
             return cls(
                 tuple(map(_layer, layers)),
                 unmeasured=tuple((str(name), str(status)) for name, status in unmeasured),
-                inputs=tuple((str(name), float(mean), float(std)) for name, mean, std in inputs),
+                inputs=tuple(
+                    Input(str(name), float(mean), float(std), None if between is None else float(between))
+                    for name, mean, std, between in inputs
+                ),
                 cross_entropy=None if entropy is None else (float(entropy[0]), int(entropy[1]), str(entropy[2])),
                 **{k: _number_of(v, k) for k, v in raw.items()},
             )

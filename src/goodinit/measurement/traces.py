@@ -16,7 +16,7 @@ from goodinit.interception.weights import Weight
 from goodinit.ledger import Number, fetched, held
 from goodinit.measurement.activations import Flat, shape_of
 from goodinit.measurement.layer import Layer
-from goodinit.measurement.samples import Shelf, effective_ranks, histograms, rank_limit, sampled
+from goodinit.measurement.samples import Shelf, effective_ranks, histograms, rank_limit, same_units, sampled
 from goodinit.measurement.summaries import Summary, folded, norms, squared, summarized
 from goodinit.processes import sharded
 
@@ -126,7 +126,8 @@ def layers_of(traces: Sequence[Trace]) -> tuple[Layer, ...]:
     numbers = [_Numbers.of(trace, values) for trace in traces]
     rows = [trace.rows for trace in traces]
     shapes = histograms(rows, [n.real_mean for n in numbers], [n.std for n in numbers])
-    return tuple(_layer(*facts) for facts in zip(traces, numbers, effective_ranks(rows), shapes, strict=True))
+    ranks, same = effective_ranks(rows), same_units(rows)
+    return tuple(_layer(*facts) for facts in zip(traces, numbers, ranks, shapes, same, strict=True))
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def _norm(roots: list[Number], values: Iterator[float]) -> float:
     return math.sqrt(sum(squared(next(values)) for _ in roots))
 
 
-def _layer(trace: Trace, numbers: _Numbers, rank: float | None, histogram: tuple[int, ...] | None) -> Layer:
+def _layer(trace: Trace, numbers: _Numbers, rank: float | None, histogram: tuple[int, ...] | None, same: bool | None) -> Layer:
     limit, std, shape = rank_limit(trace.rows), numbers.std, trace.output_shape
     has_channels = trace.channel is not None
     return Layer(
@@ -184,13 +185,14 @@ def _layer(trace: Trace, numbers: _Numbers, rank: float | None, histogram: tuple
         rank_limit=limit,
         activation=trace.activation,
         normalized=trace.normalized,
-        dead=numbers.dead,
-        saturated=numbers.saturated,
+        dead=numbers.dead if math.isfinite(std) else None,
+        saturated=numbers.saturated if math.isfinite(std) else None,
         grad_std=None if numbers.grad_norm is None else numbers.grad_norm / math.sqrt(math.prod(shape)),
         weight_norm=numbers.weight_norm,
         weight_grad_norm=numbers.weight_grad_norm,
         histogram=histogram,
         output_shape=shape,
         channels=shape[trace.channel] if trace.channel is not None else None,
+        same_units=same,
         beside=trace.beside,
     )

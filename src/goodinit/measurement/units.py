@@ -38,7 +38,12 @@ def dead(layers: Sequence[Layer], collapse: Finding | None) -> Finding | None:
     )
     finding = Finding("dead", bad[0].name, text, "")
     advice = "It comes with the collapse: where samples are alike, a unit is on for all of them or for none."
-    if collapse is None or leads_to(collapse, finding, layers):
+    if worst.normalized:
+        advice = (
+            "A normalization layer lies in between, whose bias and gain say where its outputs are, and LSUV leaves these: set "
+            "them to 0 and 1. In training it comes from a learning rate that is too large. A leaky ReLU has no dead units."
+        )
+    elif collapse is None or leads_to(collapse, finding, layers):
         advice = (
             "LSUV mends it where biases far below 0 are the cause: goodinit.lsuv_(model, data) sets them to 0. In training it "
             "comes from a learning rate that is too large. A leaky ReLU has no dead units."

@@ -21,7 +21,7 @@ from goodinit.measurement.advice import (
     against_small_gradients,
 )
 from goodinit.measurement.courses import Course, quotient
-from goodinit.measurement.layer import HEALTHY_UPDATES, Finding, Layer
+from goodinit.measurement.layer import HEALTHY_UPDATES, Finding, Input, Layer
 from goodinit.measurement.units import dead, has_enough, leads_to, saturated, share, updates
 
 __all__ = ["HEALTHY_UPDATES", "findings_of", "unjudged", "verdict_on"]
@@ -46,8 +46,12 @@ _GRADIENT, _GRADIENT_NORMALIZED = 200.0, 1e4
 _STEADY = 0.7
 # Cross-entropy of outputs that know nothing, in the loss of guessing, ln(classes). Outputs of std 1 have ln(classes) + 1/2.
 _SURE = 2.0
+# Std of an output that by itself may make a cross-entropy like that; of twice the std that LSUV gives.
+_LARGE = 2.0
 # Std of inputs: images in [0, 1] have 0.2 to 0.35, in [0, 255] 60 and more.
 _INPUT = 0.1, 10.0
+# The least gradient, of the last layer's, in front of which it is cut and has not faded.
+_TINY = 1e-6
 # Fewer layers have no course.
 _FEW = 4
 
@@ -74,6 +78,7 @@ def findings_of(
         found += [
             exploding,
             _vanishing(sound),
+            _same_units(sound),
             *((dying, _following(collapse)) if first else (collapse,)),
             _gradient(sound, layers),
             None if first else dying,
@@ -93,13 +98,17 @@ def verdict_on(findings: Sequence[Finding], count: int) -> str:
     return "\n".join([f"Not healthy, {layers}: {kinds}.", *(f"- {finding}" for finding in findings)])
 
 
-def unusual(inputs: Sequence[tuple[str, float, float]]) -> tuple[str, ...]:
-    """Inputs that no network is made for, a sentence each."""
-    return tuple(
-        f"The input ({name}) has the mean {mean:.3g} and the std {std:.3g}: normalize it, networks are made for about 0 and 1."
-        for name, mean, std in inputs
-        if std and not (_INPUT[0] <= std <= _INPUT[1] and abs(mean) <= _INPUT[1] * std)
-    )
+def unusual(inputs: Sequence[Input], *, faults: bool) -> tuple[str, ...]:
+    """Inputs that no network is made for, a sentence each; ``faults``: whether something was found, which may follow from it."""
+    notes = []
+    for name, mean, std, between in inputs:
+        if std and not (_INPUT[0] <= std <= _INPUT[1] and abs(mean) <= _INPUT[1] * std):
+            notes.append(f"The input ({name}) has the mean {mean:.3g} and the std {std:.3g}: normalize it, networks are made for")
+            notes[-1] += " about 0 and 1."
+        elif between is not None and _SAME * std < between < _ALIKE * std:
+            notes.append(f"The input ({name}) is nearly the same for all samples: of its std, what lies between samples is")
+            notes[-1] += f" {share(between / std)}. Subtract each feature's mean, and divide by its std."
+    return tuple(f"{note} What was found may follow from it: begin there." if faults else note for note in notes)
 
 
 _REASONS = {
@@ -144,9 +153,17 @@ def _non_finite(layers: Sequence[Layer], loss: float | None) -> Finding | None:
         layer = layers[place]
         before = f" The output before it, of {layers[place - 1].name}, has the std {layers[place - 1].std:.2g}." if place else ""
         text = f"NaN or infinity from {layer.name} on ({layer.operator}, {place + 1} of {len(layers)}).{before}"
+        if not math.isfinite(layer.weight_norm):
+            text = f"The weight {layer.name} holds NaN or infinity ({layer.operator}, {place + 1} of {len(layers)}).{before}"
+            advice = (
+                "Go back to weights from before that, or draw it anew; if training made it so, look for a step that was too "
+                "large, or for a loss or a gradient that was not finite."
+            )
+            return Finding("non-finite", layer.name, text, advice)
         advice = (
             "LSUV mends it where the outputs before it grow out of all bounds; else look between these two operators for a "
-            "division by zero, log or sqrt of a negative number, a mask that leaves nothing; in float16 try bfloat16 or float32."
+            "division by zero, log or sqrt of a negative number, a mask that leaves nothing, and into the bias; in float16 try "
+            "bfloat16 or float32."
         )
         return Finding("non-finite", layer.name, text, advice)
     if loss is not None and not math.isfinite(loss):
@@ -215,6 +232,19 @@ def _same_samples(layers: Sequence[Layer]) -> Finding | None:
     return Finding("same-samples", layers[0].name, text, advice)
 
 
+def _same_units(layers: Sequence[Layer]) -> Finding | None:
+    """Weights whose rows are equal, and stay so in training."""
+    judged = [layer for layer in layers if layer.same_units is not None]
+    same = [layer for layer in judged if layer.same_units]
+    if not same or len(same) < len(judged) / 2:
+        return None
+    text = (
+        f"All units of a layer put out the same, from {same[0].name} on, in {len(same)} of {len(judged)} layers: their weights "
+    )
+    text += "are equal, and so are their gradients."
+    return Finding("same-units", same[0].name, text, "Draw the weights: goodinit.lsuv_(model, data).")
+
+
 def _alike(layers: Sequence[Layer]) -> Finding | None:
     course = Course.of(_inner(layers), _difference)
     if not course.values or course.end >= min(_ALIKE, _ALIKE_FALLEN * max(course.head)):
@@ -256,7 +286,11 @@ def _sure(layers: Sequence[Layer], cross_entropy: tuple[float, int, str] | None)
     if not math.isfinite(value) or value <= _SURE * guessing + _SURE:
         return None
     text = f"The cross-entropy is {value:.3g}, where guessing one of {classes:,} classes costs {guessing:.3g}: "
-    last = next((layer for layer in layers if layer.name == name), None)
+    last = next((layer for layer in layers if layer.name == name and not layer.normalized), None)
+    if last is None and layers[-1].std > _LARGE:
+        last = layers[-1]
+    if last is None and max(layer.std for layer in layers) <= _LARGE:
+        return None  # a factor between the layers and the loss, a temperature, which is by design
     if last is None:
         text += "the output that it is of is too large."
         return Finding("overconfident", "", text, "Give the layer that makes it a target_std of 0.1: goodinit.lsuv_.")
@@ -282,6 +316,8 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
             "Does the loss depend on the output? Is it flat there (a sigmoid that saturates, a hinge that is met)? Is a gain 0?"
         )
         return Finding("gradient-vanishing", layers[-1].name, "No gradient reaches any layer.", advice)
+    if (cut := _cut(course)) is not None:
+        return cut
     if len(course.values) < _FEW:
         return None
     limit = _GRADIENT_NORMALIZED if sum(layer.normalized for layer in layers) > len(layers) / 2 else _GRADIENT
@@ -298,3 +334,20 @@ def _gradient(layers: Sequence[Layer], everything: Sequence[Layer]) -> Finding |
         text = f"The gradient explodes on its way back: at {first} its norm is {times} times what it is at {last}."
         return Finding("gradient-exploding", first, text, against_large_gradients(layers))
     return None
+
+
+def _cut(course: Course) -> Finding | None:
+    """Nothing of the gradient reaches the first layers, and all that is behind them has one."""
+    behind = next(i for i, value in enumerate(course.values) if value)
+    # One layer without a gradient is by design mostly. What fades away is tiny where it ends.
+    if behind < 2 or not all(course.values[behind:]) or course.values[behind] < _TINY * course.values[-1]:
+        return None
+    first, last, next_ = (course.layers[i].name for i in (0, behind - 1, behind))
+    text = (
+        f"No gradient reaches {first} to {last}, {behind} layers: the loss does not depend on them, or it is cut before {next_}."
+    )
+    advice = (
+        "Look there for a detach(), torch.no_grad(), an argmax or a rounding, a gain or a gate of 0, units that are all dead; or "
+        "is it the output of another branch that the loss is of?"
+    )
+    return Finding("gradient-vanishing", first, text, advice)

@@ -57,6 +57,8 @@ def _sufferers(finding: Finding, signal: Signal) -> Callable[[int, Layer], bool]
         return lambda place, _: place > start
     if finding.kind in ("dead", "saturated"):
         return lambda _, layer: (getattr(layer, finding.kind) or 0) >= 0.5
+    if finding.kind == "same-units":
+        return lambda _, layer: bool(layer.same_units)
     if finding.kind in ("gradient-vanishing", "gradient-exploding"):
         end = next((layer.grad_norm for layer in reversed(signal.layers) if layer.grad_norm is not None), 0)
         return lambda _, layer: layer.grad_norm is not None and not end / _TIMES <= layer.grad_norm <= end * _TIMES
