@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -33,7 +34,7 @@ import goodinit.lsuv
 from goodinit import GoodinitWarning, Report, init_, lsuv_, measure
 from goodinit.ahead import Ahead
 from goodinit.integrations.shared import refuse
-from goodinit.processes import sharded
+from goodinit.processes import group, sharded
 from goodinit.processes.ranks import Ranks
 from nets import mlp
 from zoo import Entry, all_entries
@@ -648,6 +649,49 @@ def failure(rank: int, form: str, how: str, who: int, options: dict[str, Any]) -
         inner.how = ""
         found["afterwards"] = lsuv_(usable, [x] * options.get("batches", 1), **options).ok
     return found
+
+
+class Gathering(nn.Module):
+    """Communicates in its forward, as a contrastive loss over all processes does."""
+
+    def __init__(self, who: int) -> None:
+        super().__init__()
+        self.first, self.last, self.who = nn.Linear(8, 8), nn.Linear(8, 4), who
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.who == torch.distributed.get_rank():
+            raise ValueError("the cat sat on the keyboard")
+        everyone = [torch.empty_like(h) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(everyone, h)
+        return self.last(torch.cat(everyone))
+
+
+class Dispatched:
+    """Batches that the first process reads and hands to all, and cannot read."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if torch.distributed.get_rank() == 0:
+            raise ValueError("the cat sat on the keyboard")
+        x = torch.empty(12, 8)
+        torch.distributed.broadcast(x, 0)
+        yield x
+
+
+def failing_where_others_wait(rank: int, what: str, file: str) -> str:
+    """What the one process raised is left in a file, and it ends, as under torchrun it does; gives what the other raised."""
+    group._PATIENCE = 1.0
+    who = 1 if what == "forward" else 0
+    model, data = (Gathering(who), torch.randn(12, 8)) if what == "forward" else (mlp(8, 4), Dispatched())
+    before = held_weights(model)
+    try:
+        lsuv_(model, data, distributed=True)
+    except (RuntimeError, ValueError) as error:
+        assert all(torch.equal(a, b) for a, b in zip(before.values(), held_weights(model).values(), strict=True))
+        if rank != who:
+            return f"{type(error).__name__}: {error}"
+        Path(file).write_text(f"{type(error).__name__}: {error}")
+    os._exit(1)
 
 
 def different(rank: int, what: str) -> None:

@@ -318,11 +318,19 @@ def test_shuffling_by_the_global_generator_leaves_no_trace():
     assert not torch.equal(a, b)
 
 
+class Nothing(IterableDataset):
+    """Has no length, and yields nothing: a process without a shard."""
+
+    def __iter__(self):
+        return iter(())
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (None, "no data: pass a batch"),
         ([], r"list of length 0 is empty: it yielded no batch"),
+        (DataLoader(Nothing(), batch_size=8), r"DataLoader is empty: it yielded no batch"),
         (DataLoader(TensorDataset(X[:0])), "DataLoader of length 0 is empty"),
         (iter(()), "tuple_iterator is empty"),
         (TensorDataset(X, Y), "TensorDataset is a Dataset of single samples; pass DataLoader"),

@@ -293,6 +293,18 @@ def test_a_failure_where_others_wait_inside_of_the_model(form, options):
     assert found["same"]
 
 
+@pytest.mark.parametrize("what", ["forward", "data"])
+def test_a_failure_where_others_wait_for_what_is_not_ours(what, tmp_path):
+    """In the model's own communication, or in a loader that hands out batches."""
+    told = tmp_path / "told"
+    with Processes(2, timeout=60) as processes:
+        outcomes = processes.outcomes(jobs.failing_where_others_wait, what, str(told))
+    ended, found = reversed(outcomes) if what == "forward" else outcomes
+    assert ended.kind == "died"
+    assert told.read_text().startswith(CAT)
+    assert found.startswith(f"RankError: process {1 if what == 'forward' else 0} failed: {CAT}")
+
+
 def test_nan_in_tensor_parallelism(two):
     assert_all_fail(two.outcomes(jobs.failure, "tp", "nan", 1, {}), 1, "NonFiniteError", NAN)
 

@@ -686,7 +686,7 @@ def test_a_weight_that_is_broken_is_named(bad):
 def test_dead_units_behind_a_normalization_are_its_own():
     torch.manual_seed(0)
     model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU())))
-    for norm in model[1::3]:
+    for norm in list(model)[1::3]:
         nn.init.constant_(norm.bias, -5)
     assert "whose bias and gain say where its outputs are" in judged(model)["dead"].advice
 

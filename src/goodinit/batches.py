@@ -385,5 +385,8 @@ def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
 def _describe(data: Any) -> str:
     if isinstance(data, type):
         return f"the class {data.__module__}.{data.__qualname__}"
-    length = f" of length {len(data)}" if hasattr(data, "__len__") else ""
+    try:
+        length = f" of length {len(data)}"
+    except (TypeError, NotImplementedError):  # it has none, or the data behind a loader have none
+        length = ""
     return f"{type(data).__module__}.{type(data).__qualname__}{length}".removeprefix("builtins.")

@@ -48,6 +48,9 @@ class ShardsError(GoodinitError, RuntimeError):
 class RankError(GoodinitError, RuntimeError):
     """Another process of torch.distributed failed, died, or has another model, other numbers in it, or other options."""
 
+    lost = False
+    """Whether other processes do not answer."""
+
 
 class MissingExtraError(GoodinitError, ImportError):
     """An optional dependency is not installed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from goodinit.errors import NonFiniteError, OptionError, RankError
 from goodinit.processes.messages import FAILED, N, waiting
 from goodinit.processes.peers import Peers, is_lost_connection
+
+_PATIENCE = 10.0  # seconds
 
 
 def is_initialized() -> bool:
@@ -41,19 +44,24 @@ class Group:
             RankError: another process failed. Where this one did, its own exception goes on.
         """
         try:
-            yield
+            with self.explained():
+                yield
         except RankError:  # the others know
             raise
         except BaseException as error:
-            if not in_lockstep:
-                self._agree(error)
-            elif self.peers is not None:
+            if self.peers is not None:
                 self.peers.tell(described(error))
+            if not in_lockstep:
+                with _unless_lost():  # they wait where it failed, in a loader that hands out batches: they will read of it
+                    self._agree(error)
             raise
         self._agree(None)
 
     def _agree(self, error: BaseException | None) -> None:
-        if self.size > 1 and self.summed(waiting(self.device, failed=error is not None))[FAILED].item():
+        if (
+            self.size > 1
+            and self.summed(waiting(self.device, failed=error is not None), failing=error is not None)[FAILED].item()
+        ):
             self.tell_failures(error)
 
     def tell_failures(self, error: BaseException | None) -> None:
@@ -68,8 +76,12 @@ class Group:
             rank, failure = failures[0] if failures else (None, "NaN or infinity")
             raise RankError(f"process {rank} failed: {failure}. All weights are as before")
 
-    def summed(self, table: Tensor, meanwhile: Callable[[], None] | None = None) -> Tensor:
-        """A table of numbers added up over the processes, in place; ``meanwhile`` is done until they answer."""
+    def summed(self, table: Tensor, meanwhile: Callable[[], None] | None = None, *, failing: bool = False) -> Tensor:
+        """A table of numbers added up over the processes, in place; ``meanwhile`` is done until they answer.
+
+        Raises:
+            RankError: they do not; to one that is ``failing`` anyway, and only has to say so, not soon.
+        """
         if self.size > 1:
             with self.explained():
                 sent = torch.distributed.all_reduce(table, async_op=True)
@@ -77,6 +89,8 @@ class Group:
                     if meanwhile is not None:
                         meanwhile()
                 finally:
+                    if failing:
+                        _wait_a_little(sent)
                     sent.wait()
         return table
 
@@ -113,9 +127,38 @@ class Group:
                 ) from error
             if not is_lost_connection(error):
                 raise
-            raise RankError(self.peers.explain(error)) from error
+            raise _lost(self.peers.explain(error)) from error
 
 
 def described(error: BaseException) -> str:
     """As a traceback ends."""
     return f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+def _wait_a_little(sent: Any) -> None:
+    """For an answer of processes that may be elsewhere, in the model's own communication, and would wait for ever for this one.
+
+    Raises:
+        RankError: there is none.
+    """
+    end = time.monotonic() + _PATIENCE
+    while not sent.is_completed():
+        if time.monotonic() > end:
+            raise _lost("the other processes wait for something else")
+        time.sleep(0.001)
+
+
+def _lost(text: str) -> RankError:
+    error = RankError(text)
+    error.lost = True
+    return error
+
+
+@contextmanager
+def _unless_lost() -> Iterator[None]:
+    """Others that do not answer are no error to a process that fails anyway."""
+    try:
+        yield
+    except RankError as error:
+        if not error.lost:
+            raise

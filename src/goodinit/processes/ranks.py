@@ -167,13 +167,16 @@ class Ranks(Group):
         """
         if self.peers is None or isinstance(error, RankError):
             return
-        if error is not None and sharded.is_tensor_parallel(self.model):  # the others wait inside of the model
+        if error is not None:
             self.peers.tell(described(error))
-            return
+            if sharded.is_tensor_parallel(self.model):  # the others wait inside of the model
+                return
         try:
             again = self._wait_for_all(error, adopt, last=True)
-        except RankError:
-            raise
+        except RankError as lost:
+            if error is None or not lost.lost:
+                raise
+            return  # they wait inside of the model, which communicates itself: its own error says more
         except BaseException as own:  # raised by what was adopted
             self._wait_for_all(own, adopt, last=True)
             raise
@@ -186,7 +189,7 @@ class Ranks(Group):
         """Be at no operator until none is; returns whether some process, at the ``last`` such wait, wants the pass done again."""
         while True:
             noted = last and (self.disordered or (bool(self._doubts) and bool(torch.stack(self._doubts).any())))
-            sums = self.summed(waiting(self.device, failed=error is not None, noted=noted))
+            sums = self.summed(waiting(self.device, failed=error is not None, noted=noted), failing=error is not None)
             operator, failed, notes = sums[[OPERATOR, FAILED, N]].tolist()
             if failed and (self.careful or not operator):
                 self.tell_failures(error)
