@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from types import ModuleType
+
+_SOME = 8
+"""Names that a message has room for."""
 
 
 class GoodinitError(Exception):
@@ -90,6 +93,11 @@ def did_you_mean(asked: str, known: Iterable[str], *, cutoff: float = 0.5) -> st
     """`` (did you mean 'a', 'b'?)``, or nothing where no known name is close; ``cutoff``: how close, of 1."""
     close = difflib.get_close_matches(asked, list(dict.fromkeys(known)), n=3, cutoff=cutoff)
     return f" (did you mean {', '.join(map(repr, close))}?)" if close else ""
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of many names, and how many more there are; ``nothing`` of none."""
+    return ", ".join(names[:_SOME]) + (f" and {len(names) - _SOME} more" if len(names) > _SOME else "") or "nothing"
 
 
 def annotate(error: BaseException, note: str) -> None:

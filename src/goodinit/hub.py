@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from goodinit.errors import DataError, OptionError, require
+from goodinit.errors import DataError, OptionError, require, some_of
 
 Split = Literal["train", "test"]
 # What sets call their splits; the first one counts that a set has.
@@ -109,11 +109,10 @@ def files_of(repository: str, data_dir: Path) -> tuple[str, dict[Split, list[str
             if all(files.values()):
                 return kind, files
     held = sorted(path.name for path in data_dir.iterdir())
-    shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
     raise DataError(
         f"no {title} in the data folder {str(data_dir)!r}: expected train-*.parquet and test-*.parquet, in it or in its "
         f"subfolder {name}, as in {repository} on the Hugging Face hub, or folders train and test with a folder of images for "
-        f"each class; it holds {shown}. Without a data folder {title} is downloaded"
+        f"each class; it holds {some_of(held)}. Without a data folder {title} is downloaded"
     )
 
 

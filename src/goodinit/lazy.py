@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
@@ -33,3 +35,9 @@ class Unformed:
 def unformed(model: nn.Module) -> list[Unformed]:
     """All of a model."""
     return [Unformed(m) for m in model.modules() if isinstance(m, LazyModuleMixin) and m.has_uninitialized_params()]
+
+
+def shapeless(model: nn.Module) -> str | None:
+    """Name of the first parameter or buffer that has no shape yet."""
+    held = chain(model.named_parameters(), model.named_buffers())
+    return next((name for name, tensor in held if is_lazy(tensor)), None)

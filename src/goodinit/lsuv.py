@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from goodinit import auto, gradients, guard
 from goodinit.batches import Call, Calls, Forward
@@ -28,6 +27,7 @@ from goodinit.choice import Choice
 from goodinit.errors import DataError, GoodinitWarning, ModelError, OptionError
 from goodinit.interception.intercept import intercept, noted_calls
 from goodinit.interception.weights import Key
+from goodinit.lazy import shapeless
 from goodinit.meta import Materializer, target_device
 from goodinit.options import Options, PreInit, Reset, Targets, Variance, check_model
 from goodinit.processes import sharded
@@ -298,10 +298,9 @@ def _check_alone(model: nn.Module, ranks: Ranks, batches: int) -> None:
         OptionError: there are several, or a sharded model, or several batches.
         ModelError: a weight has no shape yet.
     """
-    unformed = next((name for name, p in model.named_parameters() if is_lazy(p)), None)
-    if unformed is not None:
+    if (name := shapeless(model)) is not None:
         raise ModelError(
-            f"{unformed!r} is lazy, it has no shape yet, by which an interrupted call would know its model again: run a batch "
+            f"{name!r} is lazy, it has no shape yet, by which an interrupted call would know its model again: run a batch "
             "through the model first, or leave checkpoint= out"
         )
     if ranks.size > 1 or _is_sharded(model):

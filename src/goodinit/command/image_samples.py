@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from goodinit.command.samples import Samples, Wanted
-from goodinit.errors import DataError, OptionError, require
+from goodinit.errors import DataError, OptionError, require, some_of
 from goodinit.hub import as_pattern, quiet, reading
 from goodinit.image_modes import GRAY, shallow
 from goodinit.progress import progress
@@ -49,8 +49,7 @@ def _parquet_samples(folder: Path, wanted: Wanted) -> Samples:
     files = sorted(map(str, folder.glob("train*.parquet"))) or sorted(map(str, folder.glob("*.parquet")))
     if not files:
         held = sorted(path.name for path in folder.iterdir())
-        shown = ", ".join(held[:8]) + (f" and {len(held) - 8} more" if len(held) > 8 else "") or "nothing"
-        raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {shown}")
+        raise DataError(f"no images and no parquet files in the folder {str(folder)!r}; it holds {some_of(held)}")
     datasets = _datasets()
     with reading(str(folder)), quiet(datasets):
         rows = datasets.load_dataset("parquet", data_files=[as_pattern(file) for file in files], split="train")

@@ -19,7 +19,7 @@ from goodinit.command.preparation import Setup, running
 from goodinit.command.report_files import check_paths, need_signals, save_reports
 from goodinit.command.weight_files import check_saveable, check_weights_path, save_weights
 from goodinit.errors import GoodinitWarning, OptionError
-from goodinit.lazy import unformed
+from goodinit.lazy import shapeless
 from goodinit.lsuv import lsuv_
 from goodinit.measurement.propagation import measure
 from goodinit.options import VARIANCES
@@ -117,7 +117,7 @@ def initialize(setup: Setup, wishes: Wishes) -> Initialized:
     model, inputs = setup.prepare()
     if wishes.out is not None:
         check_saveable(model)
-    was_lazy, shown = bool(unformed(model)), need_signals(wishes.reports)
+    was_lazy, shown = shapeless(model) is not None, need_signals(wishes.reports)
     several = len(inputs.batches) > 1  # which show a bar of their own
     with running(model, inputs), contextlib.nullcontext() if several else busy("goodinit: initializing"):
         before = measure(model, inputs.batches[0]) if shown else None

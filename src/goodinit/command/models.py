@@ -15,7 +15,7 @@ from torch import nn
 
 from goodinit.command.libraries import LIBRARIES
 from goodinit.console import code_error
-from goodinit.errors import ModelError, OptionError, did_you_mean
+from goodinit.errors import ModelError, OptionError, did_you_mean, some_of
 
 Maker = Callable[[], nn.Module]
 _FORMS = "net:make_model for make_model in net.py, transformers:FOLDER or timm:NAME"
@@ -70,7 +70,7 @@ def _meant(source: str, colon: str) -> str:
     if colon or not source:
         return ""
     try:
-        return f"; {source} has {_some(_models_in(_imported(source)))}"
+        return f"; {source} has {some_of(_models_in(_imported(source)))}"
     except OptionError:
         module, dot, name = source.rpartition(".")
         return f" (did you mean {f'{module}:{name}'!r}?)" if dot else ""
@@ -166,7 +166,7 @@ def _attribute(module: ModuleType, name: str) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             known = [key for key in dir(found) if not key.startswith("_")]
-            hint = did_you_mean(part, known) or f"; it has {_some(_models_in(module) or known)}"
+            hint = did_you_mean(part, known) or f"; it has {some_of(_models_in(module) or known)}"
             raise OptionError(f"{getattr(found, '__name__', type(found).__name__)} has no {part!r}{hint}")
         found = getattr(found, part)
     return found
@@ -179,10 +179,6 @@ def _models_in(module: ModuleType) -> list[str]:
         for name, value in vars(module).items()
         if isinstance(value, nn.Module) or (callable(value) and getattr(value, "__module__", None) == module.__name__)
     ]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
 
 
 def _check_arguments(source: str, made_by: Callable[..., Any], keywords: Mapping[str, Any]) -> None:

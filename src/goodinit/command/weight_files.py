@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 import goodinit
 from goodinit.command.tensor_files import read_safetensors, refuse_pickles
 from goodinit.errors import ModelError, OptionError, SaveError, require
 from goodinit.files import check_writable, replacing
+from goodinit.lazy import shapeless
 
 
 def check_weights_path(path: Path) -> None:
@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import load_model  # noqa: PLC0415 - needs the extra
 
     try:
-        if any(map(is_lazy, model.state_dict(keep_vars=True).values())):  # whose numbers it would look for
+        if shapeless(model) is not None:  # whose numbers it would look for
             model.load_state_dict(_with_tied(path))
         else:
             load_model(model, path)

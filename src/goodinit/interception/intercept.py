@@ -166,7 +166,8 @@ class intercept(TorchFunctionMode):  # noqa: N801 - used as `with intercept(…)
             self.weights.bring_up_to_date((*args, *kwargs.values()))
         operation = find_operation(func, args, kwargs, self.weights)
         if operation is not None:
-            operation.data = _data_of(operation, args, kwargs)
+            if self._watch is not None:  # who sees all other calls follows tensors
+                operation.data = _data_of(operation, args, kwargs)
             return self._handle_outside(operation) if transforms.active() else self._handle(operation)
         if func in OPERATORS and transforms.active():
             self._note_unsupported(func, args, kwargs)

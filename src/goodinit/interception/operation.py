@@ -144,7 +144,7 @@ class Operation:
     call: Callable[[], Tensor] | None = None
     """The operator as the model called it: the whole output."""
     data: weakref.ref[Tensor] | None = None
-    """The first operand that is no weight."""
+    """The first operand that is no weight; None where nobody watches."""
 
     def __str__(self) -> str:
         given = " and ".join(map(str, self.data_shapes))

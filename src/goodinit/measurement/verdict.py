@@ -103,11 +103,11 @@ def unusual(inputs: Sequence[Input], *, faults: bool) -> tuple[str, ...]:
     notes = []
     for name, mean, std, between in inputs:
         if std and not (_INPUT[0] <= std <= _INPUT[1] and abs(mean) <= _INPUT[1] * std):
-            notes.append(f"The input ({name}) has the mean {mean:.3g} and the std {std:.3g}: normalize it, networks are made for")
-            notes[-1] += " about 0 and 1."
+            seen = f"has the mean {mean:.3g} and the std {std:.3g}"
+            notes.append(f"The input ({name}) {seen}: normalize it, networks are made for about 0 and 1.")
         elif between is not None and _SAME * std < between < _ALIKE * std:
-            notes.append(f"The input ({name}) is nearly the same for all samples: of its std, what lies between samples is")
-            notes[-1] += f" {share(between / std)}. Subtract each feature's mean, and divide by its std."
+            seen = f"is nearly the same for all samples: of its std, what lies between samples is {share(between / std)}"
+            notes.append(f"The input ({name}) {seen}. Subtract each feature's mean, and divide by its std.")
     return tuple(f"{note} What was found may follow from it: begin there." if faults else note for note in notes)
 
 
@@ -239,9 +239,9 @@ def _same_units(layers: Sequence[Layer]) -> Finding | None:
     if not same or len(same) < len(judged) / 2:
         return None
     text = (
-        f"All units of a layer put out the same, from {same[0].name} on, in {len(same)} of {len(judged)} layers: their weights "
+        f"All units of a layer put out the same, from {same[0].name} on, in {len(same)} of {len(judged)} layers: their "
+        "weights are equal, and so are their gradients."
     )
-    text += "are equal, and so are their gradients."
     return Finding("same-units", same[0].name, text, "Draw the weights: goodinit.lsuv_(model, data).")
 
 

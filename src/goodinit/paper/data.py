@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from goodinit.errors import DataError, SaveError, require
+from goodinit.errors import DataError, SaveError, require, some_of
 from goodinit.hub import Split, read_split, reading, title_of
 from goodinit.paper.decode import FACTS, Facts, Progress, Wish, decode
 from goodinit.paper.files import locked
@@ -64,8 +63,8 @@ class Images:
         places = {each: i for i, each in enumerate(known)}
         if unknown := [own[i] for i in self.labels.unique().tolist() if own[i] not in places]:
             raise DataError(
-                f"test images of {name} are of classes that the training images do not have: {_some(unknown)}; those have "
-                f"{_some(known)}"
+                f"test images of {name} are of classes that the training images do not have: {some_of(unknown)}; those have "
+                f"{some_of(known)}"
             )
         labels = torch.tensor([places.get(each, -1) for each in own])[self.labels]
         return Images(self.pixels, labels, replace(self.facts, classes=known))
@@ -134,10 +133,6 @@ def load(
             f"{str(data_dir) if data_dir else REPOSITORIES[name]!r} has {found.classes} of shape {found.shape}"
         )
     return found
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def default_cache() -> Path:

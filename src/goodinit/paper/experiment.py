@@ -25,11 +25,11 @@ where = [{ if = {…}, set = {…} }]
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,10 @@ def read(path: Path) -> Experiment:
                 raise OptionError(f"{where}: the {key} of the row {row['name']!r} must be a text; got {row[key]!r}")
         times = file.get("kind") == "timing"
         for figure in _published(row).values():
-            number = float(figure) if is_number(figure) else nan
-            if times and not 0 < number < inf:
+            number = float(figure) if is_number(figure) else math.nan
+            if times and not 0 < number < math.inf:
                 raise OptionError(f"{where}: what is published of times is a positive number of seconds; got {figure!r}")
-            if not times and figure != "n/c" and not isfinite(number):
+            if not times and figure != "n/c" and not math.isfinite(number):
                 raise OptionError(f"{where}: what is published is a number, or 'n/c' (did not converge); got {figure!r}")
     names_ = [row["name"] for row in file["rows"]]
     if len(set(names_)) < len(names_):
@@ -281,17 +281,19 @@ def _shrunk(settings: Table, budget: Table, where: str) -> Table:
     if "iterations" in asked and moving:
         whole = settings.get("iterations", Training.iterations)
         milestones = _list(settings.get("milestones", []), f"{where}: milestones")
-        given = [asked["iterations"], whole, *milestones, settings.get("stop", 0)]
-        wrong = [value for value in given if not (is_number(value) and 0 <= value < float("inf"))]
+        stop = settings.get("stop", 0)
+        given = [asked["iterations"], whole, *milestones, stop]
+        wrong = [value for value in given if not (is_number(value) and 0 <= value < math.inf)]
         if wrong or not whole:
             raise OptionError(
                 f"{where}: iterations, milestones and stop must be numbers, iterations 1 or more; got {[*wrong, whole][0]!r}"
             )
         share = asked["iterations"] / whole
-        moved: dict[str, Any] = {"milestones": [round(milestone * share) for milestone in milestones]}
-        if settings.get("stop"):
-            moved["stop"] = max(1, round(settings["stop"] * share))
-        settings = {**settings, **{key: value for key, value in moved.items() if key in moving}}
+        moved = {
+            "milestones": [round(milestone * share) for milestone in milestones],
+            "stop": stop and max(1, round(stop * share)),
+        }
+        settings = {**settings, **{key: moved[key] for key in moving}}
     return _with_exceptions({**settings, **asked}, budget.get("where", ()), where)
 
 

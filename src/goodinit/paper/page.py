@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from goodinit.files import write_whole
+from goodinit.paper.config import Training
 from goodinit.paper.experiment import Experiment, experiments
 from goodinit.paper.figures import draw
-from goodinit.paper.results import Result, images_of
+from goodinit.paper.results import Digests, Result
 from goodinit.paper.summary import summary
 from goodinit.paper.tables import (
     TRAINED,
@@ -195,7 +196,7 @@ def _provenance(table: Filling) -> str:
         _each(f"torch {row['versions']['torch']}" for row in rows),
         f"commit {_each(_commit(row) for row in rows)}",
         *([f"{_interrupted(rows)} of them broken off and taken up again"] if _interrupted(rows) else []),
-        *_data(rows),
+        *_data(table.results),
     ]
     commands = [f"`{command}`" for command in dict.fromkeys(str(row["command"]) for row in rows)]
     told = "; ".join(facts)
@@ -219,13 +220,14 @@ def _each(values: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(values))
 
 
-def _data(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _data(results: Iterable[Result]) -> list[str]:
     """What the images were stored as, where that loses something of them; and sets that are not the same in all rows."""
     lossy: dict[str, str] = {}
-    different: dict[tuple[str, int], set[tuple[str | None, ...]]] = {}
-    for row in rows:
-        if row["run"]["kind"] == "training":
-            different.setdefault((row["run"]["data"], row["run"]["image_size"]), set()).add(images_of(row.get("data", {})))
+    different: dict[tuple[str, int], set[Digests]] = {}
+    for result in results:
+        run, row = result.run, result.row
+        if isinstance(run, Training):
+            different.setdefault((run.data, run.image_size), set()).add(result.images)
         parts = {word: row.get("data", {}).get(part) for part, word in (("train", "training"), ("test", "test"))}
         some = [
             f"{count:,} lossy JPEG files among {facts['images']:,} {word} images"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from goodinit.paper.provenance import commit, machine, now, versions
 from goodinit.paper.timings import Seconds
 
 Row = dict[str, Any]
+Digests = tuple[str | None, ...]
 _SCHEMA = 1
 # What a row must have to be on the page, whatever it is of; and what more of each kind.
 _COMMON = ("seed", "status", "command", "device", "versions.torch", "machine.cpu", "machine.threads", "commit", "dirty")
@@ -43,6 +44,11 @@ class Result:
         """The run with seed 0: equal for all seeds of a run."""
         return replace(self.run, seed=0)
 
+    @cached_property
+    def images(self) -> Digests:
+        """What it is of."""
+        return images_of(self.row.get("data", {}))
+
     def is_of(self, run: Run, device: str) -> bool:
         """Whether a run need not be done again. Times are those of a device, and of so many threads as torch uses now."""
         if isinstance(run, Timing) and (self.row["device"], self.row["machine"]["threads"]) != (device, get_num_threads()):
@@ -60,7 +66,7 @@ def _has(row: Any, key: str, *more: str) -> bool:
     return isinstance(row, dict) and key in row and (not more or _has(row[key], *more))
 
 
-def images_of(data: Mapping[str, Any]) -> tuple[str | None, ...]:
+def images_of(data: Mapping[str, Any]) -> Digests:
     """What tells the images that a row is of from others: digests of those to train with, and to test with."""
     return tuple(data.get(part, {}).get("sha256") for part in ("train", "test"))
 
@@ -111,17 +117,18 @@ class Results:
         """Whether a run is finished."""
         return any(result.is_of(run, device) for result in self.read())
 
-    def check_images(self, run: Training, data: Mapping[str, Any]) -> None:
-        """Refuse a training on other images than those that the same run had, with this seed or another one.
+    def check_images(self, runs: Iterable[Training], data: Mapping[str, Any]) -> None:
+        """Refuse trainings on other images than those that the same runs had, with this seed or another one.
 
         Raises:
             DataError: they are others.
         """
-        asked, now = replace(run, seed=0), images_of(data)
+        asked: dict[Run, Training] = {replace(run, seed=0): run for run in runs}
+        now = images_of(data)
         for result in self.read():
-            before = images_of(result.row.get("data", {}))
-            if result.of_any_seed == asked and before != now and any(before):
-                were, are = (" and ".join(str(digest)[:12] for digest in each) for each in (before, now))
+            run = asked.get(result.of_any_seed)
+            if run is not None and any(result.images) and result.images != now:
+                were, are = (" and ".join(str(digest)[:12] for digest in each) for each in (result.images, now))
                 raise DataError(
                     f"rows in {str(self.file)!r} have {run}, or another seed of it, on other images of {run.data} (SHA-256 of "
                     f"those to train and to test with: {were}; now {are}), and a cell is of one set: name another folder with "

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from goodinit.paper.audience import Audience
@@ -55,6 +54,10 @@ def in_this_process(order: Order, results: Results, provenance: Provenance, audi
     """One run after the other."""
     worker = Worker(order, results, provenance, audience)
     if order.data_dir is not None and not todo:  # whose rows may be of another folder's images
-        for run in {replace(run, seed=0) for _, run in order.runs() if isinstance(run, Training)}:
-            worker.images(run)
+        trainings: dict[tuple[str, int], list[Training]] = {}
+        for _, run in order.runs():
+            if isinstance(run, Training):
+                trainings.setdefault((run.data, run.image_size), []).append(run)
+        for runs in trainings.values():
+            worker.images(runs)
     return Counter(worker.finish(cell, run) for cell, run in todo)

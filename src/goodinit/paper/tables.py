@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from goodinit.paper.config import Run, Timing, Training, Walk
 from goodinit.paper.experiment import Cell, Experiment
-from goodinit.paper.results import Result, images_of
+from goodinit.paper.results import Result
 from goodinit.paper.timings import medians
 
 # The results of a run, whatever the seed, by seed; the last where a seed was run twice.
@@ -146,7 +146,7 @@ def _by_seed(results: Iterable[Result]) -> BySeed:
     found: BySeed = {}
     for result in results:
         seeds = found.setdefault(result.of_any_seed, {})
-        if any(images_of(other.row.get("data", {})) != images_of(result.row.get("data", {})) for other in seeds.values()):
+        if any(other.images != result.images for other in seeds.values()):
             seeds.clear()
         seeds[result.run.seed] = result
     return found

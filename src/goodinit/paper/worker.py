@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -106,14 +106,14 @@ class Worker:
             if self._world.first and verdict != LEFT:
                 path.unlink(missing_ok=True)
 
-    def images(self, run: Training) -> ImageSet:
-        """Its set.
+    def images(self, runs: Sequence[Training]) -> ImageSet:
+        """The set of runs that have the same.
 
         Raises:
-            DataError: it cannot be read, or rows of the same run are of another one.
+            DataError: it cannot be read, or rows of the same runs are of another one.
         """
-        images = self._sets.of(run)
-        self._results.check_images(run, _facts(images, self._order.data_dir))
+        images = self._sets.of(runs[0])
+        self._results.check_images(runs, _facts(images, self._order.data_dir))
         return images
 
     @property
@@ -123,7 +123,7 @@ class Worker:
     def _trained(self, run: Training, teacher: nn.Module | None = None, observer: Observer | None = None) -> tuple[Row, Outcome]:
         """Train; returns what its row says."""
         order = self._order
-        images = self.images(run)
+        images = self.images([run])
         checkpoint = Checkpoint(self._results.checkpoint(run), run, seconds=order.checkpoint_seconds)
         outcome = train(
             run,

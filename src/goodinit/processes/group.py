@@ -58,10 +58,8 @@ class Group:
         self._agree(None)
 
     def _agree(self, error: BaseException | None) -> None:
-        if (
-            self.size > 1
-            and self.summed(waiting(self.device, failed=error is not None), failing=error is not None)[FAILED].item()
-        ):
+        failing = error is not None
+        if self.size > 1 and self.summed(waiting(self.device, failed=failing), failing=failing)[FAILED].item():
             self.tell_failures(error)
 
     def tell_failures(self, error: BaseException | None) -> None:
